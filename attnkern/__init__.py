@@ -1,0 +1,27 @@
+"""Fused attention kernels: global, local-window and sampled hard attention.
+
+    import attnkern
+    output = attnkern.global_attention(query, key, value, is_causal=True)
+    output = attnkern.local_attention(query, key, value, window=(128, 128))
+    hard = attnkern.hard_attention(query, key, value, num_samples=4)
+    attnkern.swap_attention(model)
+"""
+
+from attnkern.api import global_attention, hard_attention, local_attention
+from attnkern.backends.choose import explain
+from attnkern.problem import Problem, UnsupportedProblem
+from attnkern.results import Aux, AuxRequest, HardAttention
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Aux",
+    "AuxRequest",
+    "HardAttention",
+    "Problem",
+    "UnsupportedProblem",
+    "explain",
+    "global_attention",
+    "hard_attention",
+    "local_attention",
+]

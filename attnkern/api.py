@@ -1,0 +1,246 @@
+"""The public operations: checks, defaults, documentation. The work happens in `attnkern.ops`."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+import attnkern.ops  # noqa: F401  (registers the operations)
+from attnkern import checks, philox, reference
+from attnkern.backends.choose import choose
+from attnkern.problem import Problem
+from attnkern.results import Aux, AuxRequest, HardAttention
+
+Offset = int | Literal["end"] | Tensor
+
+
+def global_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    query_offset: Offset = 0,
+    softcap: float = 0.0,
+    seed: int | Tensor | None = None,
+    return_aux: AuxRequest | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Aux]:
+    """Softmax attention over all keys (Bahdanau et al. 2015, Vaswani et al. 2017).
+
+    Arguments are those of `torch.nn.functional.scaled_dot_product_attention` wherever it has them.
+
+    Args:
+        query: `(B, H, Lq, E)`; float16, bfloat16, float32 or float64.
+        key: `(B, H, Lk, E)`; with `enable_gqa`, its heads divide the query's.
+        value: `(B, H, Lk, Ev)`, heads as key's.
+        attn_mask: broadcasts to `(B, H, Lq, Lk)` and is never expanded. Bool: True where a query may
+            look. Float: added to the scores, differentiable, -inf hides a key.
+        dropout_p: probability of dropping a weight, in [0, 1]; applied whenever it is positive.
+        is_causal: query `i` looks at keys `j <= i + query_offset` only. Combines with `attn_mask`.
+        scale: multiplies the dot products; `1 / sqrt(E)` by default.
+        enable_gqa: lets several query heads share a key head.
+        query_offset: key position of query 0: an int, a `(B,)` tensor, or `"end"` for `Lk - Lq`.
+        softcap: `c > 0` replaces scores by `c * tanh(score / c)`, before the mask.
+        seed: int or 0-d int64 tensor that fixes dropout; None draws one from torch's generator.
+        return_aux: asks for the lse or the attention weights as well.
+        backend: None chooses; a name is obeyed or refused.
+
+    Returns:
+        Output `(B, H, Lq, Ev)`; with `return_aux`, `(output, Aux)`. A query with nothing to look at
+        gets output 0 and lse -inf.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong; raised before any work.
+        UnsupportedProblem: the named backend cannot run this.
+    """
+    return _softmax_attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
+        query_offset=query_offset, softcap=softcap, seed=seed, return_aux=return_aux, backend=backend,
+    )  # fmt: skip
+
+
+def local_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    window: tuple[int, int],
+    center: Tensor | None = None,
+    sigma: float | Tensor | None = None,
+    renormalize: bool = False,
+    query_offset: Offset = 0,
+    softcap: float = 0.0,
+    seed: int | Tensor | None = None,
+    return_aux: AuxRequest | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Aux]:
+    """Attention inside a window around each query's position (Luong, Pham, Manning 2015).
+
+    The cost follows the window, not the length. Without `center` this is local-m: query `i` looks
+    at keys `[i + query_offset - left, i + query_offset + right]`.
+
+    Args:
+        window: `(left, right)` counts of keys, -1 for unlimited.
+        center: real key positions `(B|1, H|1, Lq)`; the window is `[floor(center) - left,
+            floor(center) + right]` (local-p). Differentiable through `sigma`.
+        sigma: width in keys of a Gaussian around the centre, float or shaped like `center`; it
+            multiplies the weights after the softmax.
+        renormalize: puts the Gaussian inside the softmax instead.
+
+    All other arguments, results and errors are `global_attention`'s.
+    """
+    if window is None:
+        raise TypeError("window must be a pair (left, right), got None")
+    return _softmax_attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
+        query_offset=query_offset, softcap=softcap, seed=seed, return_aux=return_aux, backend=backend,
+        window=window, center=center, sigma=sigma, renormalize=renormalize,
+    )  # fmt: skip
+
+
+def hard_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    num_samples: int | None = None,
+    deterministic: bool = False,
+    straight_through: bool = False,
+    window: tuple[int, int] | None = None,
+    query_offset: Offset = 0,
+    softcap: float = 0.0,
+    seed: int | Tensor | None = None,
+    backend: str | None = None,
+) -> HardAttention:
+    """Each query looks at one sampled key (Xu et al. 2015, "Show, Attend and Tell").
+
+    The sample is exact, drawn in one pass over the keys in O(Lk) memory; the output is a gather.
+    `score`, `lse` and `entropy` are differentiable, for the losses of `attnkern.estimators`; a loss
+    that uses `score` alone (leave-one-out) has a sparse backward.
+
+    Args:
+        num_samples: independent draws per query, in a new leading dimension; None for one without it.
+        deterministic: take the key of the highest score instead (the first of several), as at test time.
+        straight_through: let the output's gradient pass to query and key as if it were soft.
+        window: restricts where to look, as in `local_attention`; None for everywhere.
+
+    All other arguments and errors are `global_attention`'s.
+
+    Returns:
+        HardAttention: output, index, score, lse, entropy, and the property `log_prob`.
+    """
+    checks.check_tensors(query, key, value, enable_gqa)
+    query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
+    attn_mask = checks.check_mask(attn_mask, query, key)
+    query_offset, offsets = checks.check_offset(query_offset, query, key)
+    scale = checks.check_scalars(scale, softcap, 0.0, query)
+    checks.check_samples(num_samples)
+    checks.check_seed(seed, query.device)
+    left, right = checks.check_window(window)
+    draws = 1 if deterministic or num_samples is None else num_samples
+    seed = None if deterministic else _seed_tensor(seed, query.device)
+
+    if backend == "reference":
+        result = _in_compute_dtype(
+            reference.hard_attention, query, key, value, attn_mask, is_causal=is_causal, scale=scale, softcap=softcap,
+            window=(left, right), query_offset=query_offset if offsets is None else offsets, num_samples=draws,
+            deterministic=deterministic, straight_through=straight_through, seed=seed,
+        )  # fmt: skip
+    else:
+        result = torch.ops.attnkern.sample_attention(
+            query, key, value, attn_mask, offsets, seed, scale, softcap, is_causal, left, right, query_offset,
+            draws, deterministic, straight_through, backend,
+        )  # fmt: skip
+    output, index, score, lse, entropy = result
+    if num_samples is None:
+        return HardAttention(output[0], index[0], score[0], lse, entropy)
+    if draws != num_samples:
+        output, index, score = (t.expand(num_samples, *t.shape[1:]) for t in (output, index, score))
+    return HardAttention(output, index, score, lse, entropy)
+
+
+def _softmax_attention(
+    query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
+    *, query_offset, softcap, seed, return_aux, backend, window=None, center=None, sigma=None, renormalize=False,
+):  # fmt: skip
+    checks.check_tensors(query, key, value, enable_gqa)
+    query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
+    attn_mask = checks.check_mask(attn_mask, query, key)
+    query_offset, offsets = checks.check_offset(query_offset, query, key)
+    scale = checks.check_scalars(scale, softcap, dropout_p, query)
+    checks.check_seed(seed, query.device)
+    checks.check_gaussian(center, sigma, renormalize, query)
+    left, right = checks.check_window(window)
+    aux = checks.check_aux(return_aux)
+    seed = _seed_tensor(seed, query.device) if dropout_p else None
+
+    if backend == "reference" or center is not None or sigma is not None:
+        problem = Problem(
+            len_q=query.shape[2], dtype=query.dtype, device=query.device.type, window=(left, right),
+            center=center is not None, sigma=sigma is not None, renormalize=renormalize,
+        )  # fmt: skip
+        choose(problem, backend)
+        output, lse, weights = _in_compute_dtype(
+            reference.softmax_attention, query, key, value, attn_mask, is_causal=is_causal, scale=scale,
+            softcap=softcap, window=(left, right), query_offset=query_offset if offsets is None else offsets,
+            center=center, sigma=sigma, renormalize=renormalize, dropout_p=dropout_p, seed=seed,
+        )  # fmt: skip
+        if aux.weights == "mean":
+            weights = weights.mean(1)
+    else:
+        options = (scale, softcap, is_causal, left, right, query_offset, dropout_p)
+        output, lse = torch.ops.attnkern.softmax_attention(
+            query, key, value, attn_mask, offsets, seed, *options, backend
+        )
+        if aux.weights is not None:
+            weights = torch.ops.attnkern.attention_weights(
+                query, key, lse.detach(), attn_mask, offsets, seed, *options, aux.weights == "mean", backend
+            )
+    if return_aux is None:
+        return output
+    return output, Aux(lse if aux.lse else None, weights if aux.weights is not None else None)
+
+
+def _in_compute_dtype(function, query, key, value, attn_mask, **options):
+    """Runs a reference in at least float32; everything but lse, score and entropy in the query's dtype."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    if attn_mask is not None and attn_mask.dtype != torch.bool:
+        attn_mask = attn_mask.to(dtype)
+    result = function(query.to(dtype), key.to(dtype), value.to(dtype), attn_mask, **options)
+    if isinstance(result, HardAttention):
+        return result._replace(output=result.output.to(query.dtype))
+    output, lse, weights = result
+    return output.to(query.dtype), lse, weights.to(query.dtype)
+
+
+def _autocast(query, key, value, attn_mask):
+    """Under autocast, products run in its dtype, as torch's own attention does."""
+    device = query.device.type
+    if not torch.is_autocast_enabled(device) or query.dtype == torch.float64:
+        return query, key, value, attn_mask
+    dtype = torch.get_autocast_dtype(device)
+    if attn_mask is not None and attn_mask.dtype != torch.bool:
+        attn_mask = attn_mask.to(dtype)
+    return query.to(dtype), key.to(dtype), value.to(dtype), attn_mask
+
+
+def _seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
+    if seed is None:
+        return philox.draw_seed(device)
+    if isinstance(seed, Tensor):
+        return seed
+    return torch.full((), seed, dtype=torch.int64, device=device)

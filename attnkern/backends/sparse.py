@@ -1,0 +1,123 @@
+"""What hard attention does only at the sampled keys: a gather forward, a gather and a scatter backward.
+
+O(L * S * E), no dense product. Sums over draws are ordered (sorted by key), so the result does not
+depend on scheduling. `embedding_bag` is exactly a weighted sum of gathered rows, fused, on every device.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnkern.problem import Gradients, Inputs, Problem
+
+
+def gather(inputs: Inputs, index: Tensor) -> Tensor:
+    """The values at `index` `(S, B, H, Lq)`: `(S, B, H, Lq, Ev)`, 0 where index is -1."""
+    value, draws = inputs.value, index.shape[0]
+    batch, kv_heads, len_k, width = value.shape
+    shape = (*index.shape, width)
+    # stored like every other output, heads next to their features
+    output = value.new_zeros(draws, shape[1], shape[3], shape[2], width).transpose(2, 3)
+    if 0 in shape or len_k == 0:
+        return output
+    for r in range(draws):
+        per_kv_head = index[r].unflatten(1, (kv_heads, -1)).flatten(2)
+        rows = per_kv_head.clamp(min=0)[..., None].expand(-1, -1, -1, width)
+        picked = value.gather(2, rows).masked_fill_((per_kv_head < 0)[..., None], 0)
+        output[r] = picked.view(shape[1:])
+    return output
+
+
+def backward(
+    problem: Problem,
+    inputs: Inputs,
+    index: Tensor,
+    score: Tensor,
+    grad_score: Tensor | None,
+    grad_output: Tensor | None,
+    needs_mask: bool,
+) -> Gradients:
+    """Gradients through the scores at the drawn keys, and of the gathered values."""
+    draws = _Draws(problem, index)
+    grad_query = grad_key = grad_value = grad_mask = None
+    if grad_score is not None:
+        weight = torch.where(index >= 0, grad_score, 0.0)
+        if needs_mask:
+            grad_mask = _scatter_mask(inputs.attn_mask, index, weight)
+        if problem.softcap:
+            capped = score - _at_draws(inputs.attn_mask, index)
+            weight = weight * (1 - (capped / problem.softcap) ** 2)
+        weight = (weight * problem.scale).to(problem.compute_dtype)
+        grad_query = draws.sum_per_query(inputs.key, weight)
+        grad_key = draws.sum_per_key(inputs.query, weight)
+    if grad_output is not None:
+        grad_value = draws.sum_per_key(grad_output)
+    return Gradients(grad_query, grad_key, grad_value, grad_mask)
+
+
+class _Draws:
+    """The draws `(S, B, H, Lq)`, seen from the queries and, sorted, from the keys."""
+
+    def __init__(self, problem: Problem, index: Tensor):
+        self.problem = problem
+        batch, kv_heads, len_k = problem.batch, problem.kv_heads, problem.len_k
+        heads = torch.arange(batch * problem.heads, device=index.device) // max(1, problem.group)
+        base = (heads * len_k).view(batch, problem.heads, 1)
+        nowhere = batch * kv_heads * len_k  # past the last key: draws of empty rows
+        self.key = torch.where(index >= 0, base + index, nowhere)  # (S, B, H, Lq)
+        self.count = nowhere
+
+    def sum_per_query(self, keys: Tensor, weight: Tensor) -> Tensor:
+        """Sum over each query's draws of weight times the key drawn: `(B, H, Lq, E)`."""
+        shape = self.key.shape[1:]
+        if self.count == 0 or 0 in shape:
+            return keys.new_zeros(*shape, keys.shape[-1])
+        table = keys.to(weight.dtype).reshape(self.count, -1)
+        where = self.key.clamp(max=self.count - 1).flatten(1).mT.contiguous()
+        return _weighted_rows(table, where, weight.flatten(1).mT.contiguous()).view(*shape, -1)
+
+    def sum_per_key(self, rows: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Sum over each key's draws of the row `(S|none, B, H, Lq, E)` that drew it: `(B, Hkv, Lk, E)`."""
+        problem = self.problem
+        width, per_sample = rows.shape[-1], rows.dim() == 5
+        shape = (problem.batch, problem.kv_heads, problem.len_k, width)
+        if self.count == 0 or self.key.numel() == 0:
+            return rows.new_zeros(shape)
+        key, order = torch.sort(self.key.flatten(), stable=True)
+        # one bag per key, and one at the end for the draws of empty rows
+        begin = torch.searchsorted(key, torch.arange(self.count + 1, device=key.device))
+        source = order if per_sample else order % self.key[0].numel()
+        table = rows.to(problem.compute_dtype).reshape(-1, width)
+        weight = None if weight is None else weight.flatten()[order]
+        return _weighted_rows(table, source, weight, begin)[: self.count].view(shape)
+
+
+def _weighted_rows(table: Tensor, where: Tensor, weight: Tensor | None, begin: Tensor | None = None) -> Tensor:
+    return F.embedding_bag(where, table, begin, mode="sum", per_sample_weights=weight)
+
+
+def _at_draws(mask: Tensor | None, index: Tensor) -> Tensor | float:
+    """A float mask's entries at the draws, 0 for others: `(S, B, H, Lq)`."""
+    if mask is None or mask.dtype == torch.bool:
+        return 0.0
+    return torch.where(index >= 0, mask[_mask_places(mask, index)], 0.0)
+
+
+def _scatter_mask(mask: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    grad = torch.zeros(mask.shape, dtype=weight.dtype, device=mask.device)
+    return grad.index_put_(_mask_places(mask, index), weight, accumulate=True)
+
+
+def _mask_places(mask: Tensor, index: Tensor) -> tuple[Tensor, ...]:
+    """Where in the (broadcast) mask each draw reads."""
+    _, batch, heads, rows = index.shape
+    device = index.device
+    places = (
+        torch.arange(batch, device=device)[:, None, None],
+        torch.arange(heads, device=device)[:, None],
+        torch.arange(rows, device=device),
+        index.clamp(min=0),
+    )
+    return tuple(
+        (place if size > 1 else torch.zeros_like(place)).expand(index.shape) for place, size in zip(places, mask.shape)
+    )

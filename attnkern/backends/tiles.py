@@ -1,0 +1,219 @@
+"""The walk over a score matrix that is never stored: blocks of queries, tiles of keys.
+
+Only tiles that the prior admits are visited, so the cost follows the window. Scores are kept in
+log2 units: `exp2` is several times faster than `exp` on a CPU, as it is on a GPU.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from attnkern import philox
+from attnkern.problem import UNLIMITED, Inputs, Problem
+
+LOG2E = math.log2(math.e)
+LN2 = math.log(2)
+NEG_INF = float("-inf")
+
+ROWS = 128  # queries of one block
+KEYS = 512  # keys of one tile, at most
+TILE_BYTES = {"cpu": 2 << 20}  # a tile of scores stays in a core's cache
+TILE_BYTES_ELSEWHERE = 128 << 20  # fewer, larger launches
+
+
+class Block:
+    """Some queries of some heads of some batch elements, and the keys they may look at.
+
+    Heads are counted in key heads; the queries that share one are stacked: a block's matrices are
+    `(n, group * rows, ...)` with `n` batch elements times key heads.
+    """
+
+    def __init__(self, problem: Problem, inputs: Inputs, batch: slice, heads: slice, rows: tuple[int, int], cache: dict):
+        self.problem, self.inputs = problem, inputs
+        self.batch, self.heads, self.rows = batch, heads, rows
+        self._bands = cache
+        offsets = inputs.offsets
+        self.offset = problem.query_offset if offsets is None else int(offsets[batch.start])
+        self.keys = problem.key_range(*rows, self.offset)
+
+    def key_tiles(self, align: int = 1) -> Iterator[tuple[int, int]]:
+        """Consecutive `[begin, end)` ranges over the block's keys, each from a multiple of `align`."""
+        begin, end = self.keys
+        if begin == end:
+            return
+        begin = begin // align * align
+        tiles = -(-(end - begin) // KEYS)
+        step = -(-(end - begin) // (tiles * align)) * align
+        for tile in range(begin, end, step):
+            yield tile, min(tile + step, end)
+
+    def take_rows(self, tensor: Tensor) -> Tensor:
+        """The block's part of `(B, H, Lq, ...)`, as `(n, group * rows, ...)` in the compute dtype."""
+        grouped = tensor.unflatten(1, (self.problem.kv_heads, self.problem.group))
+        part = grouped[self.batch, self.heads, :, slice(*self.rows)]
+        return part.flatten(2, 3).flatten(0, 1).to(self.problem.compute_dtype)
+
+    def put_rows(self, tensor: Tensor, rows: Tensor) -> None:
+        """Writes `(n, group * rows, ...)` into the block's part of `(B, H, Lq, ...)`."""
+        grouped = tensor.unflatten(1, (self.problem.kv_heads, self.problem.group))
+        part = grouped[self.batch, self.heads, :, slice(*self.rows)]
+        part.copy_(rows.view(part.shape))
+
+    def take_keys(self, tensor: Tensor, keys: tuple[int, int]) -> Tensor:
+        """A tile of `(B, Hkv, Lk, ...)`, as `(n, keys, ...)`; a view if the tensor is contiguous."""
+        return tensor[self.batch, self.heads, slice(*keys)].flatten(0, 1).to(self.problem.compute_dtype)
+
+    def as_heads(self, scores: Tensor) -> Tensor:
+        """`(n, group * rows, keys)` viewed as `(batch, heads, rows, keys)`."""
+        batch = self.batch.stop - self.batch.start
+        return scores.view(batch, -1, self.rows[1] - self.rows[0], scores.shape[-1])
+
+    def take_mask(self, tensor: Tensor, keys: tuple[int, int]) -> Tensor:
+        """The tile of `(B|1, H|1, Lq|1, Lk|1)`, a view whose size-1 dimensions stay 1."""
+        group = self.problem.group
+        heads = slice(self.heads.start * group, self.heads.stop * group)
+        whole = slice(None)
+        wanted = (self.batch, heads, slice(*self.rows), slice(*keys))
+        return tensor[tuple(part if size != 1 else whole for part, size in zip(wanted, tensor.shape))]
+
+    def batch_heads(self) -> Tensor:
+        """`batch * heads + head` of the block's query heads: `(n, group)`."""
+        problem, device = self.problem, self.inputs.query.device
+        heads = torch.arange(problem.heads, device=device).view(problem.kv_heads, problem.group)[self.heads]
+        batch = torch.arange(self.batch.start, self.batch.stop, device=device).view(-1, 1, 1)
+        return (batch * problem.heads + heads).flatten(0, 1)
+
+    @cached_property
+    def query(self) -> Tensor:
+        return self.take_rows(self.inputs.query)
+
+    def tile(self, keys: tuple[int, int]) -> "Tile":
+        return Tile(self, keys)
+
+    def band(self, keys: tuple[int, int]) -> Tensor | None:
+        """What the window adds to the scores: 0 or -inf, `(group * rows, keys)`; None for all 0."""
+        left, right = self.problem.band
+        first, last = self.rows[0] + self.offset, self.rows[1] - 1 + self.offset
+        inside_left = left == UNLIMITED or keys[0] >= last - left
+        inside_right = right == UNLIMITED or keys[1] - 1 <= first + right
+        if inside_left and inside_right:
+            return None
+        shape = (first - keys[0], last - first, keys[1] - keys[0])
+        if shape not in self._bands:
+            device = self.inputs.query.device
+            distance = torch.arange(*keys, device=device) - torch.arange(first, last + 1, device=device)[:, None]
+            outside = torch.zeros_like(distance, dtype=torch.bool)
+            if left != UNLIMITED:
+                outside |= distance < -left
+            if right != UNLIMITED:
+                outside |= distance > right
+            band = torch.zeros(outside.shape, dtype=self.problem.compute_dtype, device=device)
+            self._bands[shape] = band.masked_fill_(outside, NEG_INF).repeat(self.problem.group, 1)
+        return self._bands[shape]
+
+
+class Tile:
+    """One rectangle of the score matrix: `scores` in log2 units, and what its gradient needs.
+
+    key: `(n, keys, E)`. Keys that none of the block's queries may look at are 0: they have no
+        influence, whatever they hold.
+    slope: the derivative of the soft cap at each score; None without one.
+    """
+
+    def __init__(self, block: Block, keys: tuple[int, int]):
+        problem = block.problem
+        self.block, self.keys = block, keys
+        self.key = block.take_keys(block.inputs.key, keys)
+        bias = self._bias()
+        self._reachable = self._reached(bias)
+        if self._reachable is not None:
+            self.key = torch.where(self._reachable, self.key, 0.0)
+
+        band = block.band(keys)
+        query, key = block.query, self.key.mT
+        self.slope = None
+        if problem.softcap:
+            product = torch.bmm(query, key).mul_(problem.scale / problem.softcap).tanh_()
+            self.slope = (1 - product * product) if problem.requires_grad else None
+            self.scores = product.mul_(problem.softcap * LOG2E)
+            if band is not None:
+                self.scores += band
+        elif band is None:
+            self.scores = torch.bmm(query, key).mul_(problem.scale * LOG2E)
+        else:  # the product adds the band at no cost
+            self.scores = torch.baddbmm(band, query, key, alpha=problem.scale * LOG2E)
+        if bias is not None:
+            block.as_heads(self.scores).add_(bias)
+        self.scores.clamp_(max=torch.finfo(self.scores.dtype).max)
+
+    def value(self) -> Tensor:
+        """`(n, keys, Ev)`, 0 where nobody looks."""
+        value = self.block.take_keys(self.block.inputs.value, self.keys)
+        return value if self._reachable is None else torch.where(self._reachable, value, 0.0)
+
+    def dropout(self) -> Tensor | None:
+        """What dropout multiplies the weights by, 0 or 1 / (1 - p); None without dropout."""
+        problem, block = self.block.problem, self.block
+        if not problem.dropout_p:
+            return None
+        rows = torch.arange(*block.rows, device=block.inputs.query.device)
+        keep = philox.dropout_keep(block.inputs.seed, rows, block.batch_heads(), self.keys, problem.dropout_p)
+        kept = 1 / (1 - problem.dropout_p) if problem.dropout_p < 1 else 0.0
+        return keep.flatten(1, 2).to(problem.compute_dtype).mul_(kept)
+
+    def weights(self, lse: Tensor) -> Tensor:
+        """Softmax weights given the rows' lse (log2 units), before dropout; reuses the scores' memory."""
+        # no weight exceeds 1, however the rounding of a huge score falls
+        return self.scores.sub_(lse.unsqueeze(-1)).clamp_(max=0).exp2_()
+
+    def _bias(self) -> Tensor | None:
+        """The attention mask in log2 units, additive, unexpanded."""
+        mask = self.block.inputs.attn_mask
+        if mask is None:
+            return None
+        mask = self.block.take_mask(mask, self.keys)
+        dtype = self.block.problem.compute_dtype
+        if mask.dtype == torch.bool:
+            return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, NEG_INF)
+        # a finite bias stays finite in log2 units
+        scaled = (mask.to(dtype) * LOG2E).clamp_(min=torch.finfo(dtype).min)
+        return scaled.masked_fill_(mask == NEG_INF, NEG_INF)
+
+    def _reached(self, bias: Tensor | None) -> Tensor | None:
+        """Keys that some query of the block may look at: bool `(n, keys, 1)`; None for all."""
+        if bias is None:
+            return None
+        block, problem = self.block, self.block.problem
+        band = block.band(self.keys)
+        if band is not None:
+            bias = bias + band[: block.rows[1] - block.rows[0]]
+        reached = (bias > NEG_INF).any(2)
+        batch, heads = block.batch.stop - block.batch.start, block.heads.stop - block.heads.start
+        count = self.keys[1] - self.keys[0]
+        reached = reached.expand(batch, heads * problem.group, count).unflatten(1, (heads, problem.group))
+        return reached.any(2).flatten(0, 1).unsqueeze(-1)
+
+
+def blocks(problem: Problem, inputs: Inputs) -> Iterator[Block]:
+    """Every block of the problem, sized so that a tile of scores fits the cache."""
+    if 0 in (problem.batch, problem.heads, problem.len_q):
+        return
+    left, right = problem.band
+    span = min(problem.len_k, KEYS if UNLIMITED in (left, right) else ROWS + left + right)
+    rows = min(ROWS, problem.len_q)
+    size = torch.finfo(problem.compute_dtype).bits // 8
+    budget = TILE_BYTES.get(problem.device, TILE_BYTES_ELSEWHERE)
+    together = max(1, budget // max(1, size * problem.group * rows * min(span, KEYS)))
+
+    cache: dict = {}
+    whole_batches = 1 if inputs.offsets is not None else max(1, together // problem.kv_heads)
+    heads_at_once = min(together, problem.kv_heads)
+    for b in range(0, problem.batch, whole_batches):
+        batch = slice(b, min(b + whole_batches, problem.batch))
+        for h in range(0, problem.kv_heads, heads_at_once):
+            heads = slice(h, min(h + heads_at_once, problem.kv_heads))
+            for row in range(0, problem.len_q, rows):
+                yield Block(problem, inputs, batch, heads, (row, min(row + rows, problem.len_q)), cache)

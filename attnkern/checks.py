@@ -1,0 +1,157 @@
+"""What a call must satisfy before anything is launched: each error names argument, expected and given."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from attnkern.problem import UNLIMITED
+from attnkern.results import AuxRequest
+
+
+def check_tensors(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
+    """`query (B, H, Lq, E)`, `key (B, Hkv, Lk, E)`, `value (B, Hkv, Lk, Ev)`, one dtype, one device."""
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+        if tensor.dim() != 4:
+            raise ValueError(f"{name} must have 4 dimensions (batch, heads, length, features), got {_shape(tensor)}")
+        if not tensor.dtype.is_floating_point:
+            raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
+        if tensor.dtype != query.dtype:
+            raise TypeError(f"{name} must have the dtype of query, {query.dtype}, got {tensor.dtype}")
+        if tensor.device != query.device:
+            raise ValueError(f"{name} must be on the device of query, {query.device}, got {tensor.device}")
+        if tensor.shape[0] != query.shape[0]:
+            raise ValueError(f"{name} must have the batch size of query, {query.shape[0]}, got {_shape(tensor)}")
+    if key.shape[3] != query.shape[3]:
+        raise ValueError(f"key must have the features of query, {query.shape[3]}, got {_shape(key)}")
+    if key.shape[3] == 0:
+        raise ValueError(f"query must have at least one feature, got {_shape(query)}")
+    if value.shape[1:3] != key.shape[1:3]:
+        raise ValueError(f"value must have the heads and length of key, {tuple(key.shape[1:3])}, got {_shape(value)}")
+    heads, kv_heads = query.shape[1], key.shape[1]
+    if heads != kv_heads and not enable_gqa:
+        raise ValueError(f"key must have {heads} heads like query (or pass enable_gqa=True), got {_shape(key)}")
+    if heads != kv_heads and (kv_heads == 0 or heads % kv_heads):
+        raise ValueError(f"query's heads must be a multiple of key's {kv_heads}, got {_shape(query)}")
+
+
+def check_mask(attn_mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+    """The mask as 4-d, unexpanded; bool (True: may look) or float (added to the scores)."""
+    if attn_mask is None:
+        return None
+    if not isinstance(attn_mask, Tensor):
+        raise TypeError(f"attn_mask must be a Tensor or None, got {type(attn_mask).__name__}")
+    if attn_mask.dtype not in (torch.bool, torch.float32, query.dtype):
+        raise TypeError(f"attn_mask must be bool, float32 or query's {query.dtype}, got {attn_mask.dtype}")
+    if attn_mask.device != query.device:
+        raise ValueError(f"attn_mask must be on the device of query, {query.device}, got {attn_mask.device}")
+    full = (*query.shape[:3], key.shape[2])
+    if attn_mask.dim() > 4:
+        raise ValueError(f"attn_mask must have at most 4 dimensions, got {_shape(attn_mask)}")
+    mask = attn_mask[(None,) * (4 - attn_mask.dim())]
+    if any(size not in (1, whole) for size, whole in zip(mask.shape, full)):
+        raise ValueError(f"attn_mask must broadcast to (batch, heads, Lq, Lk) = {full}, got {_shape(attn_mask)}")
+    return mask
+
+
+def check_offset(query_offset: int | str | Tensor, query: Tensor, key: Tensor) -> tuple[int, Tensor | None]:
+    """The position of query 0, as an int or as one int64 per batch element."""
+    if isinstance(query_offset, str):
+        if query_offset != "end":
+            raise ValueError(f"query_offset must be an int, a (batch,) tensor or 'end', got {query_offset!r}")
+        return key.shape[2] - query.shape[2], None
+    if not isinstance(query_offset, Tensor):
+        if isinstance(query_offset, float):
+            raise TypeError(f"query_offset must be an int, a (batch,) tensor or 'end', got {query_offset!r}")
+        return query_offset, None
+    if query_offset.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"query_offset must be an int32 or int64 tensor, got {query_offset.dtype}")
+    if query_offset.shape != query.shape[:1]:
+        raise ValueError(f"query_offset must have shape ({query.shape[0]},), got {_shape(query_offset)}")
+    if query_offset.device != query.device:
+        raise ValueError(f"query_offset must be on the device of query, {query.device}, got {query_offset.device}")
+    return 0, query_offset.to(torch.int64)
+
+
+def check_window(window: tuple[int, int] | None) -> tuple[int, int]:
+    """`(left, right)`, each a count of keys or -1 for unlimited; None is unlimited both ways."""
+    if window is None:
+        return UNLIMITED, UNLIMITED
+    if isinstance(window, (str, Tensor)) or not hasattr(window, "__len__") or len(window) != 2:
+        raise TypeError(f"window must be a pair (left, right), got {window!r}")
+    left, right = window
+    for side in (left, right):
+        if isinstance(side, (bool, float, str, Tensor)):
+            raise TypeError(f"window must hold two ints, got {window!r}")
+        if side < UNLIMITED:
+            raise ValueError(f"window must hold counts of keys, or -1 for unlimited, got {window!r}")
+    return left, right
+
+
+def check_scalars(scale: float | None, softcap: float, dropout_p: float, query: Tensor) -> float:
+    """The scale; soft cap and dropout probability are only checked."""
+    if not 0 <= dropout_p <= 1:
+        raise ValueError(f"dropout_p must be between 0 and 1, got {dropout_p}")
+    if not 0 <= softcap < math.inf:
+        raise ValueError(f"softcap must be a finite number, 0 for none, got {softcap}")
+    if scale is None:
+        return 1 / math.sqrt(query.shape[3])
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+    return float(scale)
+
+
+def check_seed(seed: int | Tensor | None, device: torch.device) -> None:
+    """An int or a 0-d int64 tensor."""
+    if isinstance(seed, Tensor):
+        if seed.dim() or seed.dtype != torch.int64:
+            raise ValueError(f"seed must be a 0-d int64 tensor, got {_shape(seed)} {seed.dtype}")
+        if seed.device != device:
+            raise ValueError(f"seed must be on the device of query, {device}, got {seed.device}")
+    elif isinstance(seed, (bool, float, str)):
+        raise TypeError(f"seed must be an int, a 0-d int64 tensor or None, got {seed!r}")
+    elif seed is not None and not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must fit 64 bits, got {seed}")
+
+
+def check_gaussian(center: Tensor | None, sigma: float | Tensor | None, renormalize: bool, query: Tensor) -> None:
+    """`center` and a tensor `sigma` are `(B|1, H|1, Lq)`; sigma is positive."""
+    for name, tensor in (("center", center), ("sigma", sigma)):
+        if not isinstance(tensor, Tensor):
+            if name == "center" and tensor is not None:
+                raise TypeError(f"center must be a Tensor or None, got {type(tensor).__name__}")
+            continue
+        full = query.shape[:3]
+        fits = tensor.dim() == 3 and all(size in (1, whole) for size, whole in zip(tensor.shape, full))
+        if not (fits and tensor.shape[2] == full[2]) and not (name == "sigma" and tensor.dim() == 0):
+            raise ValueError(f"{name} must have shape (batch | 1, heads | 1, Lq) of {tuple(full)}, got {_shape(tensor)}")
+        if not tensor.dtype.is_floating_point:
+            raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
+    if isinstance(sigma, (int, float)) and not 0 < sigma < math.inf:
+        raise ValueError(f"sigma must be positive and finite, got {sigma}")
+    if renormalize and sigma is None:
+        raise ValueError("renormalize=True needs sigma, got None")
+
+
+def check_samples(num_samples: int | None) -> None:
+    if isinstance(num_samples, (bool, float, str)):
+        raise TypeError(f"num_samples must be an int or None, got {num_samples!r}")
+    if num_samples is not None and num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+
+
+def check_aux(return_aux: AuxRequest | None) -> AuxRequest:
+    if return_aux is None:
+        return AuxRequest()
+    if not hasattr(return_aux, "lse"):
+        raise TypeError(f"return_aux must be an AuxRequest or None, got {type(return_aux).__name__}")
+    weights = getattr(return_aux, "weights", None)  # torch's own AuxRequest has none
+    if weights not in (None, "mean", "heads"):
+        raise ValueError(f"AuxRequest.weights must be None, 'mean' or 'heads', got {weights!r}")
+    return AuxRequest(return_aux.lse, weights)
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))

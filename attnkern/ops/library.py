@@ -1,0 +1,97 @@
+"""The torch.library namespace `attnkern::`, and what every operation in it shares."""
+
+import torch
+from torch import Tensor
+
+from attnkern.problem import Gradients, Inputs, Problem
+
+library = torch.library.Library("attnkern", "DEF")
+
+# the arguments that describe scores and prior, the same in every operation
+SCORE_ARGUMENTS = (
+    "Tensor? attn_mask, Tensor? offsets, Tensor? seed, "
+    "float scale, float softcap, bool causal, int left, int right, SymInt query_offset"
+)
+SCORE_OPTIONS = 6  # those of them that are no tensors
+
+
+def define(schema: str, implementation, fake) -> None:
+    """Registers one operation for every device."""
+    name = schema.split("(")[0]
+    library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"attnkern::{name}", fake, lib=library)
+
+
+def describe(inputs: Inputs, scale, softcap, causal, left, right, query_offset, **choices) -> Problem:
+    """The `Problem` of one call."""
+    query, key, value, mask = inputs[:4]
+    batch, heads, len_q, head_dim = query.shape
+    return Problem(
+        batch=batch,
+        heads=heads,
+        kv_heads=key.shape[1],
+        len_q=len_q,
+        len_k=key.shape[2],
+        head_dim=head_dim,
+        value_dim=value.shape[3],
+        dtype=query.dtype,
+        device=query.device.type,
+        scale=scale,
+        softcap=softcap,
+        mask=None if mask is None else "bool" if mask.dtype == torch.bool else "float",
+        causal=causal,
+        window=(left, right),
+        query_offset=query_offset if inputs.offsets is None else None,
+        **choices,
+    )
+
+
+def pairs(query: tuple, key: tuple, options: tuple) -> int:
+    """Pairs that the prior admits, from shapes and the options after the tensors (for FLOP formulas)."""
+    causal, left, right, query_offset = options[2:SCORE_OPTIONS]
+    return Problem(
+        batch=query[0],
+        heads=query[1],
+        len_q=query[2],
+        len_k=key[2],
+        causal=causal,
+        window=(left, right),
+        query_offset=query_offset,
+    ).pairs()
+
+
+def like_inputs(gradients: Gradients, inputs: Inputs, needs_mask: bool) -> tuple[Tensor, ...]:
+    """Gradients in the dtype and layout of their inputs, as the fake promises; zeros for None."""
+    grads = [_like(gradient, tensor) for gradient, tensor in zip(gradients[:3], inputs)]
+    mask = _like(gradients.attn_mask, inputs.attn_mask) if needs_mask else inputs.query.new_empty(0)
+    return *grads, mask
+
+
+def _like(gradient: Tensor | None, tensor: Tensor) -> Tensor:
+    like = torch.empty_like(tensor)
+    if gradient is None:
+        return like.zero_()
+    if gradient.dtype == like.dtype and gradient.stride() == like.stride():
+        return gradient
+    return like.copy_(gradient)
+
+
+def fake_gradients(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, needs_mask: bool):
+    """The fake of every backward: gradients laid out like their inputs."""
+    mask = torch.empty_like(attn_mask) if needs_mask else query.new_empty(0)
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), mask
+
+
+def gradients_or_none(gradients: tuple[Tensor, ...], needed: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    """What autograd wants back: one entry per argument of the operation, None where none is needed."""
+    wanted = (gradient if need else None for gradient, need in zip(gradients, needed))
+    return *wanted, *[None] * (len(needed) - len(gradients))
+
+
+def row_shape(query: Tensor) -> tuple[int, ...]:
+    return query.shape[:-1]
+
+
+def compute_dtype(query: Tensor) -> torch.dtype:
+    return torch.promote_types(query.dtype, torch.float32)

@@ -1,0 +1,138 @@
+"""Sampled hard attention: `attnkern::sample_attention` and its backward.
+
+The backward has two halves that run only when a gradient asks for them: a sparse one at the draws
+(scores and values), and a dense one through the whole distribution (lse, entropy, straight-through).
+"""
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from attnkern.backends.choose import choose, load
+from attnkern.ops import library
+from attnkern.problem import Gradients, Inputs, new_output
+
+INPUTS = len(Inputs._fields)
+
+
+def _prepare(inputs, options, **choices):
+    *score_options, num_samples, deterministic, straight_through, backend = options
+    problem = library.describe(
+        inputs,
+        *score_options,
+        selector="argmax" if deterministic else "sample",
+        num_samples=num_samples,
+        straight_through=straight_through,
+        **choices,
+    )
+    return load(choose(problem, backend)), problem
+
+
+def _forward(query, key, value, attn_mask, offsets, seed, *options):
+    inputs = Inputs(query, key, value, attn_mask, offsets, seed)
+    module, problem = _prepare(inputs, options)
+    return module.sample(problem, inputs)
+
+
+def _fake_forward(query, key, value, attn_mask, offsets, seed, *options):
+    draws, rows, dtype = options[-4], library.row_shape(query), library.compute_dtype(query)
+    output = query.new_empty(draws, *new_output(query, value).transpose(1, 2).shape).transpose(2, 3)
+    index = query.new_empty(draws, *rows, dtype=torch.int64)
+    score = query.new_empty(draws, *rows, dtype=dtype)
+    return output, index, score, query.new_empty(rows, dtype=dtype), query.new_empty(rows, dtype=dtype)
+
+
+def _backward(
+    grad_output, grad_score, grad_lse, grad_entropy, index, score, lse, entropy,
+    query, key, value, attn_mask, offsets, seed, *options,
+):  # fmt: skip
+    inputs = Inputs(query, key, value, attn_mask, offsets, seed)
+    *options, needs_mask = options
+    module, problem = _prepare(inputs, options, requires_grad=True, mask_requires_grad=needs_mask)
+    gradients = Gradients()
+    if grad_output is not None or grad_score is not None:
+        gradients = module.sparse_backward(problem, inputs, index, score, grad_score, grad_output, needs_mask)
+    through_output = problem.straight_through and grad_output is not None
+    if through_output or grad_lse is not None or grad_entropy is not None:
+        dense = _dense_backward(module, problem, inputs, lse, entropy, grad_output, grad_lse, grad_entropy, needs_mask)
+        gradients = Gradients(*(_sum(*pair) for pair in zip(gradients, dense)))
+    return library.like_inputs(gradients, inputs, needs_mask)
+
+
+def _dense_backward(module, problem, inputs, lse, entropy, grad_output, grad_lse, grad_entropy, needs_mask):
+    row, soft_gradient = None, None
+    if problem.straight_through and grad_output is not None:
+        soft_gradient = grad_output.sum(0)
+        row = module.row_dot(soft_gradient, module.softmax(problem, inputs)[0])
+    row = _sum(row, None if grad_lse is None else -grad_lse)
+    row = _sum(row, None if grad_entropy is None else grad_entropy * entropy)
+    dense = module.backward(
+        problem, inputs, lse, grad_output=soft_gradient, row=row, entropy=grad_entropy, needs_mask=needs_mask
+    )
+    return dense._replace(value=None)  # the value's gradient comes from the draws alone
+
+
+def _sum(left, right):
+    return right if left is None else left if right is None else left + right
+
+
+def _fake_backward(
+    grad_output, grad_score, grad_lse, grad_entropy, index, score, lse, entropy, query, key, value, attn_mask, *rest
+):
+    return library.fake_gradients(query, key, value, attn_mask, needs_mask=rest[-1])
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:INPUTS], *output[1:])
+    ctx.options = inputs[INPUTS:]
+
+
+def _autograd(ctx, grad_output, _, grad_score, grad_lse, grad_entropy):
+    *inputs, index, score, lse, entropy = ctx.saved_tensors
+    grads = (grad_output, grad_score, grad_lse, grad_entropy)
+    if all(grad is None for grad in grads):
+        return tuple([None] * (INPUTS + len(ctx.options)))
+    gradients = torch.ops.attnkern.sample_attention_backward(
+        *grads, index, score, lse, entropy, *inputs, *ctx.options, ctx.needs_input_grad[3]
+    )
+    return library.gradients_or_none(gradients, ctx.needs_input_grad)
+
+
+_CHOICES = "int num_samples, bool deterministic, bool straight_through, str? backend"
+library.define(
+    f"sample_attention(Tensor query, Tensor key, Tensor value, {library.SCORE_ARGUMENTS}, {_CHOICES}) "
+    "-> (Tensor output, Tensor index, Tensor score, Tensor lse, Tensor entropy)",
+    _forward,
+    _fake_forward,
+)
+library.define(
+    "sample_attention_backward(Tensor? grad_output, Tensor? grad_score, Tensor? grad_lse, Tensor? grad_entropy, "
+    "Tensor index, Tensor score, Tensor lse, Tensor entropy, Tensor query, Tensor key, Tensor value, "
+    f"{library.SCORE_ARGUMENTS}, {_CHOICES}, bool needs_mask) -> (Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)
+torch.library.register_autograd("attnkern::sample_attention", _autograd, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.attnkern.sample_attention)
+def _forward_flops(query, key, value, attn_mask, offsets, seed, *options, **_) -> int:
+    """One product: the output is a gather."""
+    return 2 * library.pairs(query, key, options) * query[-1]
+
+
+@register_flop_formula(torch.ops.attnkern.sample_attention_backward)
+def _backward_flops(
+    grad_output, grad_score, grad_lse, grad_entropy, index, score, lse, entropy,
+    query, key, value, attn_mask, offsets, seed, *options, **_,
+) -> int:  # fmt: skip
+    """Sparse: rows added at the draws. Dense: scores and two gradients; straight-through, the values' too."""
+    draws = index[0] * index[1] * index[2] * index[3]
+    flops = 2 * draws * (2 * query[-1] * (grad_score is not None) + value[-1] * (grad_output is not None))
+    straight_through = options[library.SCORE_OPTIONS + 2] and grad_output is not None
+    if straight_through or grad_lse is not None or grad_entropy is not None:
+        pairs = library.pairs(query, key, options)
+        flops += 2 * pairs * 3 * query[-1]
+        if straight_through:  # the soft output, and the gradient of its weights
+            flops += 2 * pairs * (query[-1] + 2 * value[-1])
+    return flops

@@ -1,0 +1,89 @@
+"""Global and local attention: `attnkern::softmax_attention` and its backward."""
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from attnkern.backends.choose import choose, load
+from attnkern.ops import library
+from attnkern.problem import Inputs, new_output
+
+INPUTS = len(Inputs._fields)
+
+
+def _forward(query, key, value, attn_mask, offsets, seed, *options):
+    inputs = Inputs(query, key, value, attn_mask, offsets, seed)
+    *score_options, dropout_p, backend = options
+    problem = library.describe(inputs, *score_options, dropout_p=dropout_p)
+    return load(choose(problem, backend)).softmax(problem, inputs)
+
+
+def _fake_forward(query, key, value, *_):
+    lse = query.new_empty(library.row_shape(query), dtype=library.compute_dtype(query))
+    return new_output(query, value), lse
+
+
+def _backward(grad_output, grad_lse, output, lse, query, key, value, attn_mask, offsets, seed, *options):
+    inputs = Inputs(query, key, value, attn_mask, offsets, seed)
+    *score_options, dropout_p, backend, needs_mask = options
+    problem = library.describe(
+        inputs, *score_options, dropout_p=dropout_p, requires_grad=True, mask_requires_grad=needs_mask
+    )
+    module = load(choose(problem, backend))
+    if grad_output is None:
+        gradients = module.backward(problem, inputs, lse, row=-grad_lse, needs_mask=needs_mask)
+    else:
+        gradients = module.softmax_backward(problem, inputs, output, lse, grad_output, grad_lse, needs_mask)
+    return library.like_inputs(gradients, inputs, needs_mask)
+
+
+def _fake_backward(grad_output, grad_lse, output, lse, query, key, value, attn_mask, *rest):
+    return library.fake_gradients(query, key, value, attn_mask, needs_mask=rest[-1])
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:INPUTS], *output)
+    ctx.options = inputs[INPUTS:]
+
+
+def _autograd(ctx, grad_output, grad_lse):
+    *inputs, output, lse = ctx.saved_tensors
+    no_gradient = [None] * (INPUTS + len(ctx.options))
+    if grad_output is None and grad_lse is None:
+        return tuple(no_gradient)
+    needs_mask = ctx.needs_input_grad[3]
+    gradients = torch.ops.attnkern.softmax_attention_backward(
+        grad_output, grad_lse, output, lse, *inputs, *ctx.options, needs_mask
+    )
+    return library.gradients_or_none(gradients, ctx.needs_input_grad)
+
+
+library.define(
+    f"softmax_attention(Tensor query, Tensor key, Tensor value, {library.SCORE_ARGUMENTS}, "
+    "float dropout_p, str? backend) -> (Tensor output, Tensor lse)",
+    _forward,
+    _fake_forward,
+)
+library.define(
+    "softmax_attention_backward(Tensor? grad_output, Tensor? grad_lse, Tensor output, Tensor lse, "
+    f"Tensor query, Tensor key, Tensor value, {library.SCORE_ARGUMENTS}, "
+    "float dropout_p, str? backend, bool needs_mask) -> (Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)
+torch.library.register_autograd("attnkern::softmax_attention", _autograd, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.attnkern.softmax_attention)
+def _forward_flops(query, key, value, attn_mask, offsets, seed, *options, **_) -> int:
+    """Two products over the pairs that the prior admits."""
+    pairs = library.pairs(query, key, options)
+    return 2 * pairs * (query[-1] + value[-1])
+
+
+@register_flop_formula(torch.ops.attnkern.softmax_attention_backward)
+def _backward_flops(grad_output, grad_lse, output, lse, query, key, value, attn_mask, offsets, seed, *options, **_):
+    """Five products: scores again, and the gradients of weights, value, query and key."""
+    pairs = library.pairs(query, key, options)
+    return 2 * pairs * (3 * query[-1] + 2 * value[-1])

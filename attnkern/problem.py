@@ -1,0 +1,173 @@
+"""The noun: one attention call, as everything but the API sees it.
+
+Backends, error messages, MAC counts and benchmark rows all read the same `Problem`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+UNLIMITED = -1
+
+
+class UnsupportedProblem(RuntimeError):
+    """The named backend, or every backend, cannot run this problem; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Shapes, dtype, device and the three choices: score, prior, selector.
+
+    Attributes:
+        batch, heads, kv_heads, len_q, len_k, head_dim, value_dim: sizes. `kv_heads`, `len_k` and
+            `value_dim` default to their query counterparts.
+        dtype, device: of query, key and value; `device` is a type such as "cpu" or "cuda".
+        scale, softcap, mask: how scores are made. `scale=None` is `1/sqrt(head_dim)`; `mask` is the
+            kind of `attn_mask`.
+        causal, window, query_offset: where a query may look. `query_offset=None` stands for a tensor
+            of one offset per batch element.
+        center, sigma, renormalize: local-p's learned centre and Gaussian.
+        selector: how scores become weights.
+        dropout_p, num_samples, straight_through, weights: what else is asked for.
+        requires_grad, mask_requires_grad: whether a backward pass will follow, and into the mask.
+    """
+
+    len_q: int
+    len_k: int | None = None
+    batch: int = 1
+    heads: int = 1
+    kv_heads: int | None = None
+    head_dim: int = 64
+    value_dim: int | None = None
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+
+    scale: float | None = None
+    softcap: float = 0.0
+    mask: Literal["bool", "float"] | None = None
+
+    causal: bool = False
+    window: tuple[int, int] = (UNLIMITED, UNLIMITED)
+    query_offset: int | None = 0
+    center: bool = False
+    sigma: bool = False
+    renormalize: bool = False
+
+    selector: Literal["softmax", "sample", "argmax"] = "softmax"
+    dropout_p: float = 0.0
+    num_samples: int = 1
+    straight_through: bool = False
+    weights: Literal["mean", "heads"] | None = None
+    requires_grad: bool = False
+    mask_requires_grad: bool = False
+
+    def __post_init__(self):
+        defaults = {
+            "len_k": self.len_q,
+            "kv_heads": self.heads,
+            "value_dim": self.head_dim,
+            "scale": 1 / math.sqrt(self.head_dim) if self.head_dim else 1.0,
+        }
+        for name, default in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+        sizes = ("batch", "heads", "kv_heads", "len_q", "len_k", "head_dim", "value_dim")
+        for name in sizes:
+            if getattr(self, name) < 0:
+                raise ValueError(f"Problem.{name} must not be negative, got {getattr(self, name)}")
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise ValueError(f"Problem.heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}")
+
+    @property
+    def kind(self) -> Literal["global", "local", "hard"]:
+        """Which of the three kinds of attention this is."""
+        if self.selector != "softmax":
+            return "hard"
+        return "global" if self.window == (UNLIMITED, UNLIMITED) and not (self.center or self.sigma) else "local"
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key head."""
+        return self.heads // self.kv_heads if self.kv_heads else 1
+
+    @property
+    def band(self) -> tuple[int, int]:
+        """Window with causality folded in: a causal query looks no further right than itself."""
+        left, right = self.window
+        if self.causal:
+            right = 0 if right == UNLIMITED else min(right, 0)
+        return left, right
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What sums are kept in, and the dtype of `lse`, `score` and `entropy`."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def key_range(self, row_begin: int, row_end: int, offset: int | None = None) -> tuple[int, int]:
+        """The keys `[begin, end)` that any of the rows may look at; empty ranges have begin == end."""
+        offset = self.query_offset if offset is None else offset
+        left, right = self.band
+        begin = 0 if left < 0 else min(max(0, row_begin + offset - left), self.len_k)
+        end = self.len_k if right < 0 else min(max(0, row_end - 1 + offset + right + 1), self.len_k)
+        return begin, max(begin, end)
+
+    def pairs(self) -> int:
+        """Exact number of (query, key) pairs the prior admits, over batch and query heads.
+
+        A mask tensor is not read: its pairs count. So do those of learned centres, as a full window.
+        """
+        left, right = self.band
+        rows = torch.arange(self.len_q) + (self.query_offset or 0)
+        begin = torch.zeros_like(rows) if left < 0 else (rows - left).clamp(0, self.len_k)
+        end = torch.full_like(rows, self.len_k) if right < 0 else (rows + right + 1).clamp(0, self.len_k)
+        return self.batch * self.heads * int((end - begin).clamp(min=0).sum())
+
+    def __str__(self) -> str:
+        heads = f"{self.heads}" if self.heads == self.kv_heads else f"{self.heads}/{self.kv_heads}"
+        dims = f"{self.head_dim}" if self.head_dim == self.value_dim else f"{self.head_dim}/{self.value_dim}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        text = f"{self.kind} B{self.batch} H{heads} Lq{self.len_q} Lk{self.len_k} E{dims} {dtype} {self.device}"
+        details = {
+            "causal": self.causal,
+            f"window={self.window}": self.window != (UNLIMITED, UNLIMITED),
+            f"{self.mask} mask": self.mask,
+            f"softcap={self.softcap}": self.softcap,
+            f"dropout={self.dropout_p}": self.dropout_p,
+            f"{self.selector} x{self.num_samples}": self.selector != "softmax",
+            "center": self.center,
+            "sigma": self.sigma,
+        }
+        return " ".join([text, *(name for name, present in details.items() if present)])
+
+
+class Inputs(NamedTuple):
+    """The tensors of one call, beside its `Problem`.
+
+    query `(B, H, Lq, E)`, key `(B, Hkv, Lk, E)`, value `(B, Hkv, Lk, Ev)`; attn_mask 4-d, each
+    dimension full or 1; offsets `(B,)` where `Problem.query_offset` is None; seed 0-d int64.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attn_mask: Tensor | None = None
+    offsets: Tensor | None = None
+    seed: Tensor | None = None
+
+
+class Gradients(NamedTuple):
+    """Of the same shapes as the inputs; None where not asked for."""
+
+    query: Tensor | None = None
+    key: Tensor | None = None
+    value: Tensor | None = None
+    attn_mask: Tensor | None = None
+
+
+def new_output(query: Tensor, value: Tensor) -> Tensor:
+    """An output `(B, H, Lq, Ev)`, stored `(B, Lq, H, Ev)` so that merging the heads is a view."""
+    batch, heads, len_q, _ = query.shape
+    return query.new_empty(batch, len_q, heads, value.shape[-1]).transpose(1, 2)
