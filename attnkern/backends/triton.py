@@ -1,0 +1,312 @@
+"""The Triton kernels' host side: fills arguments, picks tiles, launches.
+
+On a CPU the same kernels run through Triton's interpreter (TRITON_INTERPRET=1), for tests.
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+from attnkern import philox
+from attnkern.backends import sparse, tuning
+from attnkern.problem import UNLIMITED, Gradients, Inputs, Problem, new_output
+from attnkern.triton_kernels import backward as backward_kernels
+from attnkern.triton_kernels import sample as sample_kernels
+from attnkern.triton_kernels import softmax as softmax_kernels
+from attnkern.triton_kernels import weights as weights_kernels
+
+name = "triton"
+sparse_backward = sparse.backward
+
+INTERPRETED = not isinstance(softmax_kernels.softmax_forward, triton.JITFunction)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+LARGEST_HEAD = 256
+MASK_PROGRAMS = 256  # of backward_mask: enough to fill a GPU
+
+
+def refuses(problem: Problem) -> str | None:
+    """Why this backend cannot run the problem; None if it can."""
+    if problem.device == "cpu" and not INTERPRETED:
+        return "tensors are on a CPU (TRITON_INTERPRET=1, set before the import, runs its interpreter)"
+    if problem.device not in ("cpu", "cuda"):
+        return f"device {problem.device} is not cuda"
+    if problem.device == "cuda" and INTERPRETED:
+        return "TRITON_INTERPRET=1 is set"
+    if problem.center or problem.sigma:
+        return "learned centres and Gaussians run on the reference only"
+    if problem.dtype not in DTYPES:
+        return f"dtype {problem.dtype} is not float16, bfloat16 or float32"
+    if max(problem.head_dim, problem.value_dim) > LARGEST_HEAD:
+        return f"head size {max(problem.head_dim, problem.value_dim)} is above {LARGEST_HEAD}"
+    return None
+
+
+def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Output `(B, H, Lq, Ev)` and lse `(B, H, Lq)`."""
+    inputs = _unit_stride(inputs)
+    output = new_output(inputs.query, inputs.value)
+    lse = inputs.query.new_full(output.shape[:-1], float("-inf"), dtype=torch.float32)
+    if _is_empty(problem):
+        return output.zero_(), lse
+    _launch(
+        softmax_kernels.softmax_forward,
+        lambda c: triton.cdiv(problem.len_q, c.block_m) * problem.batch * problem.heads,
+        problem,
+        _arguments(problem, inputs) | _strides(output, "ob", "oh", "om") | {"output": output, "lse": lse},
+    )
+    return output, lse
+
+
+def softmax_backward(
+    problem: Problem,
+    inputs: Inputs,
+    output: Tensor,
+    lse: Tensor,
+    grad_output: Tensor,
+    grad_lse: Tensor | None,
+    needs_mask: bool,
+) -> Gradients:
+    """Gradients of `softmax`."""
+    row = row_dot(grad_output, output)
+    row = row if grad_lse is None else row.sub_(grad_lse)
+    return backward(problem, inputs, lse, grad_output=grad_output, row=row, needs_mask=needs_mask)
+
+
+def weights(problem: Problem, inputs: Inputs, lse: Tensor) -> Tensor:
+    """Attention weights after dropout: `(B, H, Lq, Lk)`, or their mean over heads `(B, Lq, Lk)`."""
+    inputs = _unit_stride(inputs)
+    mean = problem.weights == "mean"
+    planes = problem.batch if mean else problem.batch * problem.heads
+    shape = (problem.batch, problem.len_q, problem.len_k)
+    result = inputs.query.new_empty(shape if mean else (shape[0], problem.heads, *shape[1:]))
+    if _is_empty(problem):
+        return result.zero_()
+    _launch(
+        weights_kernels.attention_weights,
+        lambda c: triton.cdiv(problem.len_q, c.block_m) * triton.cdiv(problem.len_k, c.block_n) * planes,
+        problem,
+        _arguments(problem, inputs) | {"weights": result, "lse": lse.contiguous(), "MEAN": mean},
+    )
+    return result
+
+
+def weights_dot(problem: Problem, inputs: Inputs, lse: Tensor, grad_weights: Tensor) -> Tensor:
+    """`sum_j weights_ij * grad_weights_ij`, `(B, H, Lq)`, with the latter `(B, 1 | H, Lq, Lk)`."""
+    inputs = _unit_stride(inputs)
+    result = torch.zeros_like(lse, memory_format=torch.contiguous_format)
+    if _is_empty(problem):
+        return result
+    _launch(
+        weights_kernels.weights_dot,
+        lambda c: triton.cdiv(problem.len_q, c.block_m) * problem.batch * problem.heads,
+        problem,
+        _arguments(problem, inputs)
+        | _strides(_broadcastable(grad_weights), "gb", "gh", "gi", "gj")
+        | {"grad_weights": grad_weights, "lse": lse.contiguous(), "result": result},
+    )
+    return result
+
+
+def row_dot(left: Tensor, right: Tensor) -> Tensor:
+    """Dot product of rows in float32: `(B, H, L, E) -> (B, H, L)`."""
+    batch, heads, rows, width = left.shape
+    left, right = _with_unit_stride(left), _with_unit_stride(right)
+    result = left.new_zeros(batch, heads, rows, dtype=torch.float32)
+    if left.numel() == 0:
+        return result
+    block_m = 64
+    with _on(left):
+        backward_kernels.row_dot[(triton.cdiv(rows, block_m) * batch * heads,)](
+            left, right, result, *left.stride()[:3], *right.stride()[:3], heads, rows,
+            WIDTH=width, BLOCK=_padded(width), BLOCK_M=block_m,
+        )  # fmt: skip
+    return result
+
+
+def backward(
+    problem: Problem,
+    inputs: Inputs,
+    lse: Tensor,
+    *,
+    grad_output: Tensor | None = None,
+    grad_weights: Tensor | None = None,
+    row: Tensor | None = None,
+    entropy: Tensor | None = None,
+    needs_mask: bool = False,
+) -> Gradients:
+    """Gradients of anything that reaches the scores through the softmax weights; see triton_kernels/backward.py."""
+    inputs = _unit_stride(inputs)
+    grad_query = torch.empty_like(inputs.query)
+    grad_key = torch.empty_like(inputs.key)
+    grad_value = torch.empty_like(inputs.value) if grad_output is not None else None
+    if _is_empty(problem):
+        grad_mask = torch.zeros_like(inputs.attn_mask) if needs_mask else None
+        value = None if grad_value is None else grad_value.zero_()
+        return Gradients(grad_query.zero_(), grad_key.zero_(), value, grad_mask)
+
+    absent = inputs.query  # stands for any tensor that the compiled kernel never reads
+    do = _with_unit_stride(grad_output) if grad_output is not None else absent
+    dw = _broadcastable(grad_weights) if grad_weights is not None else absent
+    arguments = _arguments(problem, inputs) | _strides(do, "ob", "oh", "om") | _strides(dw, "gb", "gh", "gi", "gj")
+    arguments |= {
+        "lse": lse.contiguous(),
+        "grad_output": do,
+        "grad_weights": dw,
+        "row": row.contiguous() if row is not None else lse,
+        "entropy": entropy.contiguous() if entropy is not None else lse,
+        "HAS_OUTPUT": grad_output is not None,
+        "HAS_WEIGHTS": grad_weights is not None,
+        "HAS_ROW": row is not None,
+        "HAS_ENTROPY": entropy is not None,
+    }
+    _launch(
+        backward_kernels.backward_query,
+        lambda c: triton.cdiv(problem.len_q, c.block_m) * problem.batch * problem.heads,
+        problem,
+        arguments | _strides(grad_query, "dqb", "dqh", "dqm") | {"grad_query": grad_query},
+    )
+    dv = grad_value if grad_value is not None else absent
+    _launch(
+        backward_kernels.backward_key_value,
+        lambda c: triton.cdiv(problem.len_k, c.block_n) * problem.batch * problem.kv_heads,
+        problem,
+        arguments
+        | _strides(grad_key, "dkb", "dkh", "dkn")
+        | _strides(dv, "dvb", "dvh", "dvn")
+        | {"grad_key": grad_key, "grad_value": dv},
+    )
+    grad_mask = _mask_gradient(problem, inputs.attn_mask, arguments) if needs_mask else None
+    return Gradients(grad_query, grad_key, grad_value, grad_mask)
+
+
+def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """One pass over the keys: output, index, score (each `(S, B, H, Lq, ...)`), lse, entropy."""
+    inputs = _unit_stride(inputs)
+    query, draws = inputs.query, problem.num_samples
+    shape = query.shape[:3]
+    index = torch.full((draws, *shape), -1, dtype=torch.int64, device=query.device)
+    score = query.new_zeros((draws, *shape), dtype=torch.float32)
+    lse = query.new_full(shape, float("-inf"), dtype=torch.float32)
+    entropy = torch.zeros_like(lse)
+    if not _is_empty(problem):
+        at_once = min(4, triton.next_power_of_2(draws))
+        planes = problem.batch * problem.heads * triton.cdiv(draws, 4)
+        _launch(
+            sample_kernels.sample_forward,
+            lambda c: triton.cdiv(problem.len_q, c.block_m) * planes,
+            problem,
+            _arguments(problem, inputs)
+            | {"index": index, "score": score, "lse": lse, "entropy": entropy}
+            | {"batch_heads": problem.batch * problem.heads, "num_samples": draws}
+            | {"ARGMAX": problem.selector == "argmax", "SAMPLES": at_once},
+        )
+    return sparse.gather(inputs, index), index, score, lse, entropy
+
+
+def _mask_gradient(problem: Problem, mask: Tensor, arguments: dict) -> Tensor:
+    """dS summed over the mask's broadcast dimensions, in a fixed order."""
+    mask_batches, mask_heads, mask_rows, mask_keys = mask.shape
+    sum_rows, sum_keys = mask_rows == 1 != problem.len_q, mask_keys == 1 != problem.len_k
+    kernel = backward_kernels.backward_mask
+    config = _config(kernel, problem)
+    tiles_m, tiles_n = triton.cdiv(problem.len_q, config.block_m), triton.cdiv(problem.len_k, config.block_n)
+    own = mask_batches * mask_heads * (1 if sum_rows else tiles_m) * (1 if sum_keys else tiles_n)
+    all_tiles = problem.batch * problem.heads * tiles_m * tiles_n
+    splits = max(1, min(all_tiles // own, MASK_PROGRAMS // own))
+    partial = torch.empty(splits, *mask.shape, dtype=torch.float32, device=mask.device)
+    arguments = arguments | {
+        "grad_mask": partial, "batches": problem.batch, "splits": splits, "SUM_ROWS": sum_rows, "SUM_KEYS": sum_keys,
+        "mask_batches": mask_batches, "mask_heads": mask_heads, "mask_rows": mask_rows, "mask_keys": mask_keys,
+    }  # fmt: skip
+    _launch(kernel, lambda _: own * splits, problem, arguments)
+    return partial.sum(0)
+
+
+def _launch(kernel, programs, problem: Problem, arguments: dict) -> None:
+    """Runs one kernel over `programs(config)` programs; takes from the arguments those it names."""
+    arguments = {key: arguments[key] for key in kernel.arg_names if key in arguments}
+
+    def run(config: tuning.Config) -> None:
+        tiles = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
+        tiles = {key: size for key, size in tiles.items() if key in kernel.arg_names}
+        kernel[(programs(config),)](
+            **arguments, **tiles, num_warps=config.num_warps, num_stages=config.num_stages
+        )
+
+    with _on(arguments["query"]):
+        run(_config(kernel, problem, run))
+
+
+def _config(kernel, problem: Problem, run=None) -> tuning.Config:
+    if INTERPRETED:
+        return tuning.INTERPRETER
+
+    def measure(config: tuning.Config) -> float:
+        return triton.testing.do_bench(lambda: run(config), warmup=5, rep=20)
+
+    if run is None:
+        return tuning.candidates(kernel.__name__, problem)[0]
+    return tuning.config(kernel.__name__, problem, torch.cuda.get_device_name(), measure)
+
+
+def _arguments(problem: Problem, inputs: Inputs) -> dict:
+    """What every kernel may ask for: tensors, strides, sizes and compile-time choices."""
+    query, key, value, mask, offsets, seed = inputs
+    left, right = problem.band
+    stand_in = query  # for tensors that the compiled kernel never reads
+    mask_strides = dict.fromkeys(("stride_mask_b", "stride_mask_h", "stride_mask_i", "stride_mask_j"), 0)
+    if mask is not None:
+        mask = _broadcastable(mask.view(torch.uint8) if mask.dtype == torch.bool else mask)
+        mask_strides = dict(zip(mask_strides, mask.stride()))
+    return {
+        "query": query, "key": key, "value": value, "mask": stand_in if mask is None else mask,
+        "offsets": stand_in if offsets is None else offsets, "seed": stand_in if seed is None else seed,
+        **_strides(query, "qb", "qh", "qm"), **_strides(key, "kb", "kh", "kn"), **_strides(value, "vb", "vh", "vn"),
+        **mask_strides,
+        "heads": problem.heads, "group": problem.group, "len_q": problem.len_q, "len_k": problem.len_k,
+        "scale": problem.scale, "softcap": problem.softcap,
+        "query_offset": problem.query_offset or 0, "left": left, "right": right,
+        "dropout_threshold": philox.dropout_threshold(problem.dropout_p),
+        "dropout_scale": 1 / (1 - problem.dropout_p) if problem.dropout_p < 1 else 0.0,
+        "HEAD_DIM": problem.head_dim, "VALUE_DIM": problem.value_dim,
+        "BLOCK_E": _padded(problem.head_dim), "BLOCK_V": _padded(problem.value_dim),
+        "MASK": problem.mask or "none", "OFFSETS": offsets is not None, "SOFTCAP": problem.softcap > 0,
+        "LEFT": left != UNLIMITED, "RIGHT": right != UNLIMITED, "DROPOUT": problem.dropout_p > 0,
+        "PRECISION": _precision(problem.dtype),
+    }  # fmt: skip
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """Float32 products follow `torch.set_float32_matmul_precision`."""
+    return "ieee" if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def _strides(tensor: Tensor, *names: str) -> dict[str, int]:
+    return {f"stride_{key}": stride for key, stride in zip(names, tensor.stride())}
+
+
+def _broadcastable(tensor: Tensor) -> Tensor:
+    """The same tensor with stride 0 in its dimensions of size 1, so that any index reads entry 0."""
+    strides = [stride if size > 1 else 0 for size, stride in zip(tensor.shape, tensor.stride())]
+    return tensor.as_strided(tensor.shape, strides)
+
+
+def _unit_stride(inputs: Inputs) -> Inputs:
+    query, key, value = (_with_unit_stride(tensor) for tensor in inputs[:3])
+    return inputs._replace(query=query, key=key, value=value)
+
+
+def _with_unit_stride(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _padded(width: int) -> int:
+    return max(16, triton.next_power_of_2(width))
+
+
+def _is_empty(problem: Problem) -> bool:
+    return 0 in (problem.batch, problem.heads, problem.len_q, problem.len_k, problem.value_dim)
+
+
+def _on(tensor: Tensor):
+    return torch.cuda.device(tensor.device if tensor.is_cuda else -1)

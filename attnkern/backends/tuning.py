@@ -1,0 +1,139 @@
+"""Tile sizes of the Triton kernels: one table, and measurements that outlive the process.
+
+The first entry of a row is the default. With `ATTNKERN_TUNE=1` the first call of each kind of problem
+times the whole row and keeps the winner in `$ATTNKERN_CACHE_DIR/tuning.json` (`~/.cache/attnkern`);
+later processes read it from there, with or without the variable.
+"""
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from attnkern.problem import UNLIMITED, Problem
+
+
+class Config(NamedTuple):
+    """Rows and keys of a tile, warps of a program, stages of its loop."""
+
+    block_m: int
+    block_n: int
+    num_warps: int = 4
+    num_stages: int = 2
+
+
+INTERPRETER = Config(32, 32)  # small enough that tests cross tile borders
+
+# kernel -> largest padded head size -> candidates, 16-bit types
+TABLE: dict[str, dict[int, tuple[Config, ...]]] = {
+    "softmax_forward": {
+        64: (Config(128, 64, 4, 3), Config(128, 128, 4, 3), Config(64, 64, 4, 3)),
+        128: (Config(128, 64, 8, 3), Config(128, 128, 8, 2), Config(64, 64, 4, 2)),
+        256: (Config(64, 64, 8, 2), Config(64, 32, 4, 2)),
+    },
+    "backward_query": {
+        64: (Config(128, 64, 8, 2), Config(64, 64, 4, 2)),
+        128: (Config(64, 64, 8, 2), Config(128, 64, 8, 2)),
+        256: (Config(32, 32, 8, 1), Config(64, 32, 8, 1)),
+    },
+    "backward_key_value": {
+        64: (Config(64, 64, 8, 2), Config(64, 128, 8, 2)),
+        128: (Config(32, 64, 8, 2), Config(64, 128, 8, 2)),
+        256: (Config(32, 32, 8, 1),),
+    },
+    "backward_mask": {64: (Config(64, 64, 8, 1),), 128: (Config(64, 64, 8, 1),), 256: (Config(32, 32, 4, 1),)},
+    "attention_weights": {64: (Config(64, 64, 4, 1),), 128: (Config(64, 64, 4, 1),), 256: (Config(64, 32, 4, 1),)},
+    "weights_dot": {64: (Config(64, 64, 4, 1),), 128: (Config(64, 64, 4, 1),), 256: (Config(64, 32, 4, 1),)},
+    "sample_forward": {
+        64: (Config(128, 64, 8, 3), Config(64, 64, 4, 3)),
+        128: (Config(128, 64, 8, 2), Config(64, 64, 8, 2)),
+        256: (Config(64, 64, 8, 1),),
+    },
+}
+
+
+def candidates(kernel: str, problem: Problem) -> tuple[Config, ...]:
+    """The kernel's row of the table. 32-bit types take half the tile, to fit the same memory."""
+    width = max(problem.head_dim, problem.value_dim)
+    row = next(configs for limit, configs in TABLE[kernel].items() if width <= limit)
+    if problem.dtype.itemsize == 2:
+        return row
+    halved = (c._replace(block_m=max(16, c.block_m // 2), block_n=max(16, c.block_n // 2), num_stages=1) for c in row)
+    return tuple(dict.fromkeys(halved))
+
+
+def config(kernel: str, problem: Problem, device_name: str, measure: Callable[[Config], float]) -> Config:
+    """The config to launch with: cached, measured if asked to, else the table's first.
+
+    Args:
+        measure: runs the kernel with a config, returns its time; raises if the config does not fit.
+    """
+    row = candidates(kernel, problem)
+    place = _place(kernel, problem, device_name)
+    known = _known().get(place)
+    if known is not None:
+        return known
+    if len(row) == 1 or os.environ.get("ATTNKERN_TUNE") != "1":
+        return row[0]
+    best = _fastest(row, measure)
+    _known()[place] = best
+    _save(place, best)
+    return best
+
+
+def cache_file() -> Path:
+    folder = os.environ.get("ATTNKERN_CACHE_DIR")
+    return (Path(folder) if folder else Path.home() / ".cache" / "attnkern") / "tuning.json"
+
+
+def _fastest(row: tuple[Config, ...], measure: Callable[[Config], float]) -> Config:
+    times = {}
+    for candidate in row:
+        try:
+            times[candidate] = measure(candidate)
+        except Exception as error:  # out of shared memory or registers: not a candidate here
+            warnings.warn(f"tuning: {candidate} does not run here ({type(error).__name__})", stacklevel=2)
+    return min(times, key=times.get) if times else row[0]
+
+
+def _place(kernel: str, problem: Problem, device_name: str) -> str:
+    """What a measurement is valid for; lengths and windows count by their power of two."""
+    left, right = problem.band
+    sizes = (problem.len_q, problem.len_k, left if left != UNLIMITED else 0, right if right != UNLIMITED else 0)
+    rounded = ",".join(str(size.bit_length()) for size in sizes)
+    bounded = f"{left != UNLIMITED:d}{right != UNLIMITED:d}"
+    choices = f"{problem.mask} {bool(problem.softcap):d}{bool(problem.dropout_p):d} {problem.group}"
+    dims = f"{problem.head_dim}/{problem.value_dim} {str(problem.dtype).removeprefix('torch.')}"
+    return f"{device_name} {kernel} {dims} {rounded} {bounded} {choices}"
+
+
+@cache
+def _known() -> dict[str, Config]:
+    return _read(cache_file())
+
+
+def _read(file: Path) -> dict[str, Config]:
+    try:
+        return {place: Config(*values) for place, values in json.loads(file.read_text()).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError):
+        warnings.warn(f"ignoring unreadable tuning cache {file}; delete it to be rid of this warning", stacklevel=2)
+        return {}
+
+
+def _save(place: str, best: Config) -> None:
+    """Adds one entry to the file, keeping what other processes wrote; never leaves half a file."""
+    file = cache_file()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        entries = {**_read(file), place: best}
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False) as draft:
+            json.dump(entries, draft, indent=1)
+        os.replace(draft.name, file)
+    except OSError as error:
+        warnings.warn(f"cannot keep tuning results in {file}: {error}", stacklevel=2)

@@ -1,0 +1,193 @@
+"""Put attnkern's attention into a model that is already built, and take it out again.
+
+Nothing is rebuilt: modules keep their identity, parameters, hooks and names, and optimizers their state.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from attnkern import huggingface
+from attnkern.nn.kinds import Global, Hard, Kind, Local, check_kind, refusal
+from attnkern.nn.multihead import MultiheadAttention
+
+FORMER = "_attnkern_former"  # where a module keeps what the swap changed
+ABSENT = ...
+
+
+@dataclass
+class SwapReport:
+    """What `swap_attention` did; printed, a table.
+
+    Attributes:
+        swapped: `(name, from, to)` of each module that computes something else now.
+        skipped: `(name, reason)` of each that could not be changed, or looks like attention of a kind unknown
+            here.
+
+    Names are `named_modules`'s, "" for the model itself.
+    """
+
+    swapped: list[tuple[str, str, str]] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        rows = [(name, f"{former} -> {now}") for name, former, now in self.swapped]
+        rows += [(name, f"not swapped: {reason}") for name, reason in self.skipped]
+        if not rows:
+            return "no attention found"
+        rows = [(name or "(the model)", text) for name, text in rows]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def swap_attention(model: nn.Module, attention: Kind | None = None) -> SwapReport:
+    """Makes a model's attention compute `attention`, in place.
+
+    Every `torch.nn.MultiheadAttention` becomes an `attnkern.nn.MultiheadAttention`, inside torch's own
+    Transformer layers as well. A Hugging Face model, or part, changes its attention implementation to
+    "attnkern" or "attnkern_local", with the window in its config. Modules swapped before change their kind.
+
+    Args:
+        attention: `Global()` by default, `Local(window)` or `Hard(...)`. The last two change what the model
+            computes, in cross-attention too; Hugging Face models have no Hard.
+
+    Returns:
+        What was changed and what was not, and why.
+
+    Raises:
+        TypeError: `model` is no `nn.Module`, or `attention` no kind.
+    """
+    _check_module(model)
+    attention = Global() if attention is None else attention
+    check_kind(attention)
+
+    report, handled = SwapReport(), set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            _swap_multihead(name, module, attention, report)
+        elif module in handled:
+            continue
+        elif _is_pretrained(module):
+            handled.update(module.modules())
+            _swap_pretrained(name, module, attention, report)
+        elif _resembles_attention(module) and not any(map(_resembles_attention, _descendants(module))):
+            report.skipped.append((name, f"{type(module).__name__} is unknown to attnkern"))
+
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and any(
+            isinstance(m, MultiheadAttention) for m in module.modules()
+        ):
+            _set(module, use_nested_tensor=False)
+    return report
+
+
+def restore_attention(model: nn.Module) -> None:
+    """Undoes every `swap_attention` on the model, or on the parts of it that were swapped.
+
+    Raises:
+        TypeError: `model` is no `nn.Module`.
+    """
+    _check_module(model)
+    for module in model.modules():
+        if FORMER not in vars(module):
+            continue
+        if _is_pretrained(module):
+            _restore_pretrained(module)
+            continue
+        _reset(module)
+        if isinstance(module, MultiheadAttention):
+            vars(module).pop("hard", None)
+            if "attention" not in vars(module):
+                module.__class__ = nn.MultiheadAttention
+
+
+def _check_module(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def _swap_multihead(name: str, module: nn.MultiheadAttention, attention: Kind, report: SwapReport) -> None:
+    if type(module) not in (nn.MultiheadAttention, MultiheadAttention):
+        reason = f"{type(module).__name__} is a subclass of nn.MultiheadAttention with a behaviour of its own"
+    else:
+        reason = refusal(attention, module)
+    if reason is not None:
+        report.skipped.append((name, reason))
+        return
+    former = module.attention if isinstance(module, MultiheadAttention) else "torch.nn.MultiheadAttention"
+    report.swapped.append((name, str(former), str(attention)))
+    vars(module).pop("hard", None)
+    # the flag keeps nn.TransformerEncoderLayer off its fast path: see MultiheadAttention
+    _set(module, attention=attention, _qkv_same_embed_dim=False)
+    module.__class__ = MultiheadAttention
+
+
+def _set(module: nn.Module, **attributes) -> None:
+    """Sets attributes and remembers, in the module, what they replaced the first time."""
+    former = vars(module).setdefault(FORMER, {})
+    for name in attributes:
+        former.setdefault(name, vars(module).get(name, ABSENT))
+    vars(module).update(attributes)
+
+
+def _reset(module: nn.Module) -> None:
+    for name, value in vars(module).pop(FORMER).items():
+        if value is ABSENT:
+            del vars(module)[name]
+        else:
+            vars(module)[name] = value
+
+
+def _resembles_attention(module: nn.Module) -> bool:
+    return "Attention" in type(module).__name__
+
+
+def _descendants(module: nn.Module) -> Iterator[nn.Module]:
+    modules = module.modules()
+    next(modules)
+    return modules
+
+
+def _is_pretrained(module: nn.Module) -> bool:
+    """Whether this is a Hugging Face model; if so, transformers is imported already."""
+    library = sys.modules.get("transformers.modeling_utils")
+    return library is not None and isinstance(module, library.PreTrainedModel)
+
+
+def _swap_pretrained(name: str, model: nn.Module, attention: Kind, report: SwapReport) -> None:
+    if isinstance(attention, Hard):
+        report.skipped.append((name, "Hugging Face's attention interface has no place for the draws of Hard"))
+        return
+    huggingface.register()
+    configs = list({id(m.config): m.config for m in model.modules() if _is_pretrained(m)}.values())
+    former = _implementations(model.config)
+    windows = [(config, vars(config).get("attnkern_window")) for config in configs]
+    chosen = "attnkern_local" if isinstance(attention, Local) else "attnkern"
+    model.set_attn_implementation(chosen)
+    if model.config._attn_implementation != chosen:
+        report.skipped.append((name, f"{type(model).__name__} does not go through transformers' AttentionInterface"))
+        return
+    vars(model).setdefault(FORMER, (former, windows))
+    if isinstance(attention, Local):
+        for config in configs:
+            config.attnkern_window = attention.window
+        chosen = f"{chosen}, {attention}"
+    report.swapped.append((name, str(former), chosen))
+
+
+def _implementations(config) -> str | dict:
+    """The implementation of a config, or of each part, as `set_attn_implementation` takes it."""
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    inner = {name: _implementations(part) for name, part in parts.items() if part is not None}
+    return {"": config._attn_implementation, **inner} if inner else config._attn_implementation
+
+
+def _restore_pretrained(model: nn.Module) -> None:
+    former, windows = vars(model).pop(FORMER)
+    model.set_attn_implementation(former)
+    for config, window in windows:
+        vars(config).pop("attnkern_window", None)
+        if window is not None:
+            config.attnkern_window = window

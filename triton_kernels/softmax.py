@@ -1,0 +1,92 @@
+"""The forward pass of global and local attention: an online softmax over tiles of keys."""
+
+import triton
+import triton.language as tl
+
+from attnkern.triton_kernels.random import dropout_keep
+from attnkern.triton_kernels.scores import (
+    LARGEST,
+    LN2,
+    capped_scores,
+    inner_key_bounds,
+    key_bounds,
+    load_rows,
+    loop_part,
+    masked_scores,
+    store_rows,
+    where_seen,
+)
+
+
+@triton.jit
+def softmax_forward(
+    query, key, value, mask, offsets, seed, output, lse,
+    stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
+    stride_mask_b, stride_mask_h, stride_mask_i, stride_mask_j, stride_ob, stride_oh, stride_om,
+    heads, group, len_q, len_k, scale, softcap, query_offset, left, right, dropout_threshold, dropout_scale,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
+    MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
+    DROPOUT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """One program per tile of queries of one head: output `(B, H, Lq, Ev)` and lse `(B, H, Lq)`."""
+    tiles = tl.cdiv(len_q, BLOCK_M)
+    batch_head = tl.program_id(0) // tiles
+    tile = tl.program_id(0) % tiles
+    if RIGHT:
+        tile = tiles - 1 - tile  # causal: the longest first
+    batch = (batch_head // heads).to(tl.int64)
+    head = (batch_head % heads).to(tl.int64)
+    begin_m = tile * BLOCK_M
+
+    query += batch * stride_qb + head * stride_qh
+    key += batch * stride_kb + head // group * stride_kh
+    value += batch * stride_vb + head // group * stride_vh
+    mask += batch * stride_mask_b + head * stride_mask_h
+    position = query_offset
+    if OFFSETS:
+        position = tl.load(offsets + batch).to(tl.int32)
+    seed_value = tl.full((), 0, tl.int64)
+    if DROPOUT:
+        seed_value = tl.load(seed)
+
+    q = load_rows(query, begin_m, stride_qm, 0, len_q, HEAD_DIM, BLOCK_M, BLOCK_E)
+    top = tl.full((BLOCK_M,), -LARGEST, tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    sums = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+
+    i = (begin_m + tl.arange(0, BLOCK_M))[:, None]
+    first = begin_m + position
+    last = tl.minimum(begin_m + BLOCK_M, len_q) - 1 + position
+    begin, end = key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
+    inner_begin, inner_end = inner_key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
+    for PART in tl.static_range(0 if LEFT else 1, 3):
+        EDGE: tl.constexpr = PART != 1
+        part_begin, part_end = loop_part(PART, begin, end, inner_begin, inner_end, BLOCK_N)
+        for begin_n in tl.range(part_begin, part_end, BLOCK_N):
+            k = load_rows(key, begin_n, stride_kn, begin, end, HEAD_DIM, BLOCK_N, BLOCK_E, EDGE)
+            product = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            j = (begin_n + tl.arange(0, BLOCK_N))[None, :]
+            score = masked_scores(
+                capped_scores(product, scale, softcap, SOFTCAP), i, j, position, mask, stride_mask_i, stride_mask_j,
+                len_q, len_k, left, right, MASK, LEFT, RIGHT, EDGE,
+            )  # fmt: skip
+            new_top = tl.minimum(tl.maximum(top, tl.max(score, 1)), LARGEST)
+            # no weight exceeds 1, however large the scores
+            weight = tl.minimum(tl.exp2(score - new_top[:, None]), 1.0)
+            decay = tl.exp2(top - new_top)
+            total = total * decay + tl.sum(weight, 1)
+            top = new_top
+            if DROPOUT:
+                keep = dropout_keep(seed_value, batch_head, begin_m, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False)
+                weight = tl.where(keep, weight * dropout_scale, 0.0)
+            v = load_rows(value, begin_n, stride_vn, begin, end, VALUE_DIM, BLOCK_N, BLOCK_V, EDGE)
+            v = where_seen(score, v, MASK)
+            sums = tl.dot(weight.to(v.dtype), v, sums * decay[:, None], input_precision=PRECISION)
+
+    seen = total > 0
+    total = tl.where(seen, total, 1.0)
+    output += batch * stride_ob + head * stride_oh
+    store_rows(output, begin_m, stride_om, len_q, sums / total[:, None], VALUE_DIM, BLOCK_M, BLOCK_V)
+    rows = begin_m + tl.arange(0, BLOCK_M)
+    row_lse = tl.where(seen, (top + tl.log2(total)) * LN2, float("-inf"))
+    tl.store(lse + batch_head.to(tl.int64) * len_q + rows, row_lse, mask=rows < len_q)
