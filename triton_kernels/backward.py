@@ -130,19 +130,18 @@ def backward_query(
     begin, end = key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
     inner_begin, inner_end = inner_key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
     for PART in tl.static_range(0 if LEFT else 1, 3):
-        EDGE: tl.constexpr = PART != 1
         part_begin, part_end = loop_part(PART, begin, end, inner_begin, inner_end, BLOCK_N)
         for begin_n in tl.range(part_begin, part_end, BLOCK_N):
-            k = load_rows(key, begin_n, stride_kn, begin, end, HEAD_DIM, BLOCK_N, BLOCK_E, EDGE)
+            k = load_rows(key, begin_n, stride_kn, begin, end, HEAD_DIM, BLOCK_N, BLOCK_E, PART != 1)
             capped = capped_scores(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, softcap, SOFTCAP)
             j = (begin_n + tl.arange(0, BLOCK_N))[None, :]
             score = masked_scores(
                 capped, i, j, position, mask, stride_mask_i, stride_mask_j, len_q, len_k, left, right,
-                MASK, LEFT, RIGHT, EDGE,
+                MASK, LEFT, RIGHT, PART != 1,
             )  # fmt: skip
             product_gradient = capped
             if HAS_OUTPUT:
-                v = load_rows(value, begin_n, stride_vn, begin, end, VALUE_DIM, BLOCK_N, BLOCK_V, EDGE)
+                v = load_rows(value, begin_n, stride_vn, begin, end, VALUE_DIM, BLOCK_N, BLOCK_V, PART != 1)
                 product_gradient = tl.dot(do, tl.trans(v), input_precision=PRECISION)
             keep = i >= 0
             if DROPOUT:
@@ -150,7 +149,7 @@ def backward_query(
             _, ds = score_gradient(
                 score, row_lse, product_gradient, keep, dropout_scale, i, j, len_q, len_k,
                 grad_weights, stride_gi, stride_gj, row, entropy,
-                HAS_OUTPUT, HAS_WEIGHTS, HAS_ROW, HAS_ENTROPY, DROPOUT, EDGE or MASK != "none",
+                HAS_OUTPUT, HAS_WEIGHTS, HAS_ROW, HAS_ENTROPY, DROPOUT, PART != 1 or MASK != "none",
             )  # fmt: skip
             if SOFTCAP:
                 ds *= cap_slope(capped, softcap)
@@ -206,15 +205,14 @@ def backward_key_value(
         head_grad_output = grad_output + batch * stride_ob + head * stride_oh
         head_grad_weights = grad_weights + batch * stride_gb + head * stride_gh
         for PART in tl.static_range(0 if RIGHT else 1, 3):
-            EDGE: tl.constexpr = PART != 1
             part_begin, part_end = loop_part(PART, begin, end, inner_begin, inner_end, BLOCK_M)
             for begin_m in tl.range(part_begin, part_end, BLOCK_M):
                 i = (begin_m + tl.arange(0, BLOCK_M))[None, :]
-                q = load_rows(head_query, begin_m, stride_qm, begin, end, HEAD_DIM, BLOCK_M, BLOCK_E, EDGE)
+                q = load_rows(head_query, begin_m, stride_qm, begin, end, HEAD_DIM, BLOCK_M, BLOCK_E, PART != 1)
                 capped = capped_scores(tl.dot(k, tl.trans(q), input_precision=PRECISION), scale, softcap, SOFTCAP)
                 score = masked_scores(
                     capped, i, j, position, head_mask, stride_mask_i, stride_mask_j, len_q, len_k, left, right,
-                    MASK, LEFT, RIGHT, EDGE,
+                    MASK, LEFT, RIGHT, PART != 1,
                 )  # fmt: skip
                 keep = j >= 0
                 if DROPOUT:
@@ -223,7 +221,7 @@ def backward_key_value(
                     )
                 product_gradient = capped
                 if HAS_OUTPUT:
-                    do = load_rows(head_grad_output, begin_m, stride_om, begin, end, VALUE_DIM, BLOCK_M, BLOCK_V, EDGE)
+                    do = load_rows(head_grad_output, begin_m, stride_om, begin, end, VALUE_DIM, BLOCK_M, BLOCK_V, PART != 1)
                     product_gradient = tl.dot(v, tl.trans(do), input_precision=PRECISION)
                 row_lse = load_log2_lse(lse + batch_head * len_q, i, len_q)
                 weight, ds = score_gradient(

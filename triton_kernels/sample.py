@@ -64,14 +64,13 @@ def sample_forward(
     begin, end = key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
     inner_begin, inner_end = inner_key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
     for PART in tl.static_range(0 if LEFT else 1, 3):
-        EDGE: tl.constexpr = PART != 1
         part_begin, part_end = loop_part(PART, begin, end, inner_begin, inner_end, BLOCK_N)
         for begin_n in tl.range(part_begin, part_end, BLOCK_N):
-            k = load_rows(key, begin_n, stride_kn, begin, end, HEAD_DIM, BLOCK_N, BLOCK_E, EDGE)
+            k = load_rows(key, begin_n, stride_kn, begin, end, HEAD_DIM, BLOCK_N, BLOCK_E, PART != 1)
             product = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             tile = masked_scores(
                 capped_scores(product, scale, softcap, SOFTCAP), rows[:, None], begin_n + columns[None, :], position,
-                mask, stride_mask_i, stride_mask_j, len_q, len_k, left, right, MASK, LEFT, RIGHT, EDGE,
+                mask, stride_mask_i, stride_mask_j, len_q, len_k, left, right, MASK, LEFT, RIGHT, PART != 1,
             )  # fmt: skip
             highest = tl.max(tile, 1)
             new_top = tl.minimum(tl.maximum(top, highest), LARGEST)

@@ -60,15 +60,14 @@ def softmax_forward(
     begin, end = key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
     inner_begin, inner_end = inner_key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
     for PART in tl.static_range(0 if LEFT else 1, 3):
-        EDGE: tl.constexpr = PART != 1
         part_begin, part_end = loop_part(PART, begin, end, inner_begin, inner_end, BLOCK_N)
         for begin_n in tl.range(part_begin, part_end, BLOCK_N):
-            k = load_rows(key, begin_n, stride_kn, begin, end, HEAD_DIM, BLOCK_N, BLOCK_E, EDGE)
+            k = load_rows(key, begin_n, stride_kn, begin, end, HEAD_DIM, BLOCK_N, BLOCK_E, PART != 1)
             product = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             j = (begin_n + tl.arange(0, BLOCK_N))[None, :]
             score = masked_scores(
                 capped_scores(product, scale, softcap, SOFTCAP), i, j, position, mask, stride_mask_i, stride_mask_j,
-                len_q, len_k, left, right, MASK, LEFT, RIGHT, EDGE,
+                len_q, len_k, left, right, MASK, LEFT, RIGHT, PART != 1,
             )  # fmt: skip
             new_top = tl.minimum(tl.maximum(top, tl.max(score, 1)), LARGEST)
             # no weight exceeds 1, however large the scores
@@ -79,7 +78,7 @@ def softmax_forward(
             if DROPOUT:
                 keep = dropout_keep(seed_value, batch_head, begin_m, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False)
                 weight = tl.where(keep, weight * dropout_scale, 0.0)
-            v = load_rows(value, begin_n, stride_vn, begin, end, VALUE_DIM, BLOCK_N, BLOCK_V, EDGE)
+            v = load_rows(value, begin_n, stride_vn, begin, end, VALUE_DIM, BLOCK_N, BLOCK_V, PART != 1)
             v = where_seen(score, v, MASK)
             sums = tl.dot(weight.to(v.dtype), v, sums * decay[:, None], input_precision=PRECISION)
 

@@ -3,6 +3,10 @@
 On a CPU the same kernels run through Triton's interpreter (TRITON_INTERPRET=1), for tests.
 """
 
+import os
+
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # scale and subtract in one instruction
+
 import torch
 import triton
 from torch import Tensor
