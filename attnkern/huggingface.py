@@ -50,7 +50,6 @@ def attention(
     scaling: float | None = None,
     *,
     is_causal: bool | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
     position_bias: Tensor | None = None,
     s_aux: Tensor | None = None,
@@ -65,10 +64,12 @@ def attention(
         query, key, value: `(B, H, Lq, E)`, `(B, Hkv, Lk, E)` and `(B, Hkv, Lk, Ev)`.
         attention_mask: broadcasts to `(B, H, Lq, Lk)`; bool, or added to the scores.
         is_causal: `module.is_causal` by default; counts only without a mask and for several queries.
-        sliding_window: what the mask already says, told so that the tiles outside can be skipped.
         softcap, position_bias: cap and bias of the scores.
         s_aux: `(H,)`, the score of each head's sink, a key without a value.
         window: `(left, right)` counts of keys, for "attnkern_local".
+
+    A model's own `sliding_window` is in its mask already, sometimes with exceptions (image tokens that see
+    each other), so it is not read here.
 
     Returns:
         Output `(B, Lq, H, Ev)`, contiguous, and weights `(B, H, Lq, Lk)` with `output_attentions`, else None.
@@ -80,9 +81,6 @@ def attention(
         raise NotImplementedError("attnkern cannot read the paged cache of continuous batching")
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     is_causal = is_causal and attention_mask is None and query.shape[2] > 1
-    if sliding_window is not None and window == EVERYWHERE and query.shape[2] == key.shape[2]:
-        # causal models count the query itself, bidirectional ones do not: this holds both
-        window = (sliding_window, sliding_window)
 
     output, aux = local_attention(
         query.expand(key.shape[0], -1, -1, -1),  # learned queries come with batch 1

@@ -4,7 +4,6 @@ Nothing is rebuilt: modules keep their identity, parameters, hooks and names, an
 """
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -72,7 +71,7 @@ def swap_attention(model: nn.Module, attention: Kind | None = None) -> SwapRepor
         elif _is_pretrained(module):
             handled.update(module.modules())
             _swap_pretrained(name, module, attention, report)
-        elif _resembles_attention(module) and not any(map(_resembles_attention, _descendants(module))):
+        elif _resembles_attention(module) and not any(map(_resembles_attention, list(module.modules())[1:])):
             report.skipped.append((name, f"{type(module).__name__} is unknown to attnkern"))
 
     for module in model.modules():
@@ -142,12 +141,6 @@ def _reset(module: nn.Module) -> None:
 
 def _resembles_attention(module: nn.Module) -> bool:
     return "Attention" in type(module).__name__
-
-
-def _descendants(module: nn.Module) -> Iterator[nn.Module]:
-    modules = module.modules()
-    next(modules)
-    return modules
 
 
 def _is_pretrained(module: nn.Module) -> bool:

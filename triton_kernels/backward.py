@@ -1,11 +1,11 @@
 """The backward pass of anything that reaches the scores through softmax weights `p`.
 
-    dS = p * (dropout * (grad_output . value + grad_weights) - row - entropy * (s - lse))
+    g  = dropout * (grad_output . value + grad_weights)
+    dS = p * (g - row - entropy * (s - lse)),    row = sum_j p_j g_j + whatever else is constant in a row
 
 Which terms exist is fixed at compile time: softmax attention has grad_output and row; attention
 weights have grad_weights and row; sampled attention has row and entropy. Two kernels, one owning
 tiles of queries and one tiles of keys, so that every sum has a fixed order: deterministic, no atomics.
-A third, only on request, sums dS into a mask of any broadcast shape.
 """
 
 import triton
@@ -14,10 +14,9 @@ import triton.language as tl
 from attnkern.triton_kernels.random import dropout_keep
 from attnkern.triton_kernels.scores import (
     FAR,
-    LN2,
-    LOG2E,
     cap_slope,
     capped_scores,
+    exponential,
     inner_key_bounds,
     inner_row_bounds,
     key_bounds,
@@ -31,49 +30,44 @@ from attnkern.triton_kernels.scores import (
 
 
 @triton.jit
-def row_dot(left, right, result, stride_lb, stride_lh, stride_lm, stride_rb, stride_rh, stride_rm,
-            heads, rows, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_M: tl.constexpr):  # fmt: skip
-    """`result = sum(left * right, -1)`, `(B, H, L, WIDTH) -> (B, H, L)`, in float32."""
-    tiles = tl.cdiv(rows, BLOCK_M)
-    batch_head = tl.program_id(0) // tiles
-    begin = tl.program_id(0) % tiles * BLOCK_M
-    batch = (batch_head // heads).to(tl.int64)
-    head = (batch_head % heads).to(tl.int64)
-    left_rows = load_rows(left + batch * stride_lb + head * stride_lh, begin, stride_lm, 0, rows, WIDTH, BLOCK_M, BLOCK)
-    right_rows = load_rows(right + batch * stride_rb + head * stride_rh, begin, stride_rm, 0, rows, WIDTH, BLOCK_M, BLOCK)
-    i = begin + tl.arange(0, BLOCK_M)
-    product = tl.sum(left_rows.to(tl.float32) * right_rows.to(tl.float32), 1)
-    tl.store(result + batch_head.to(tl.int64) * rows + i, product, mask=i < rows)
+def load_lse(lse, i, len_q, UNIT: tl.constexpr):
+    """Rows' lse; an empty row's weights come out 0, as do those of rows past the end."""
+    row_lse = tl.load(lse + i, mask=i < len_q, other=float("inf"))
+    return tl.where(row_lse == float("-inf"), 0.0, row_lse * UNIT)
 
 
 @triton.jit
-def load_log2_lse(lse, i, len_q):
-    """Rows' lse in log2 units; an empty row's weights come out 0, as do those of rows past the end."""
-    row_lse = tl.load(lse + i, mask=i < len_q, other=float("inf"))
-    return tl.where(row_lse == float("-inf"), 0.0, row_lse * LOG2E)
+def weight_gradient(
+    product_gradient, keep, dropout_scale, i, j, len_q, len_k, grad_weights, stride_gi, stride_gj,
+    HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, DROPOUT: tl.constexpr,
+):  # fmt: skip
+    """`g`, the gradient to the weights before dropout. `product_gradient` is `grad_output . value`."""
+    gradient = tl.zeros_like(product_gradient)
+    if HAS_OUTPUT:
+        gradient += product_gradient
+    if HAS_WEIGHTS:
+        entries = grad_weights + i.to(tl.int64) * stride_gi + j.to(tl.int64) * stride_gj
+        gradient += tl.load(entries, mask=(i < len_q) & (j < len_k), other=0.0).to(tl.float32)
+    if DROPOUT:
+        gradient = tl.where(keep, gradient * dropout_scale, 0.0)
+    return gradient
 
 
 @triton.jit
 def score_gradient(
     score, lse, product_gradient, keep, dropout_scale, i, j, len_q, len_k, grad_weights, stride_gi, stride_gj,
-    row, entropy, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ROW: tl.constexpr,
-    HAS_ENTROPY: tl.constexpr, DROPOUT: tl.constexpr, MASKED: tl.constexpr,
+    row, entropy, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ENTROPY: tl.constexpr,
+    DROPOUT: tl.constexpr, MASKED: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """Weights before dropout, and dS. `lse`, `row` and `entropy` come shaped to broadcast like `i`."""
-    inside = (i < len_q) & (j < len_k)
-    weight = tl.minimum(tl.exp2(score - lse), 1.0)
-    gradient = tl.zeros_like(score)
-    if HAS_OUTPUT:
-        gradient += product_gradient
-    if HAS_WEIGHTS:
-        entries = grad_weights + i.to(tl.int64) * stride_gi + j.to(tl.int64) * stride_gj
-        gradient += tl.load(entries, mask=inside, other=0.0).to(tl.float32)
-    if DROPOUT:
-        gradient = tl.where(keep, gradient * dropout_scale, 0.0)
-    if HAS_ROW:
-        gradient -= tl.load(row + i, mask=i < len_q, other=0.0)
+    """Weights before dropout, and dS. `lse` comes shaped to broadcast like `i`; `row`, `entropy` point at row 0."""
+    weight = tl.minimum(exponential(score - lse, UNIT), 1.0)
+    gradient = weight_gradient(
+        product_gradient, keep, dropout_scale, i, j, len_q, len_k, grad_weights, stride_gi, stride_gj,
+        HAS_OUTPUT, HAS_WEIGHTS, DROPOUT,
+    )  # fmt: skip
+    gradient -= tl.load(row + i, mask=i < len_q, other=0.0)
     if HAS_ENTROPY:
-        surprise = tl.maximum(score - lse, FAR) * LN2
+        surprise = tl.maximum(score - lse, FAR) * (1 / UNIT)
         gradient -= tl.load(entropy + i, mask=i < len_q, other=0.0) * surprise
     gradient *= weight
     if MASKED:  # a hidden value may hold anything, NaN included
@@ -90,8 +84,8 @@ def backward_query(
     heads, group, len_q, len_k, scale, softcap, query_offset, left, right, dropout_threshold, dropout_scale,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
-    DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ROW: tl.constexpr,
-    HAS_ENTROPY: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of queries of one head: `grad_query = scale * dS key`."""
     tiles = tl.cdiv(len_q, BLOCK_M)
@@ -118,7 +112,7 @@ def backward_query(
 
     i = (begin_m + tl.arange(0, BLOCK_M))[:, None]
     q = load_rows(query + batch * stride_qb + head * stride_qh, begin_m, stride_qm, 0, len_q, HEAD_DIM, BLOCK_M, BLOCK_E)
-    row_lse = load_log2_lse(lse + batch_head.to(tl.int64) * len_q, i, len_q)
+    row_lse = load_lse(lse + batch_head.to(tl.int64) * len_q, i, len_q, UNIT)
     do = q
     if HAS_OUTPUT:
         do = load_rows(
@@ -133,11 +127,11 @@ def backward_query(
         part_begin, part_end = loop_part(PART, begin, end, inner_begin, inner_end, BLOCK_N)
         for begin_n in tl.range(part_begin, part_end, BLOCK_N):
             k = load_rows(key, begin_n, stride_kn, begin, end, HEAD_DIM, BLOCK_N, BLOCK_E, PART != 1)
-            capped = capped_scores(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, softcap, SOFTCAP)
+            capped = capped_scores(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, softcap, SOFTCAP, UNIT)
             j = (begin_n + tl.arange(0, BLOCK_N))[None, :]
             score = masked_scores(
                 capped, i, j, position, mask, stride_mask_i, stride_mask_j, len_q, len_k, left, right,
-                MASK, LEFT, RIGHT, PART != 1,
+                MASK, LEFT, RIGHT, PART != 1, UNIT,
             )  # fmt: skip
             product_gradient = capped
             if HAS_OUTPUT:
@@ -149,10 +143,10 @@ def backward_query(
             _, ds = score_gradient(
                 score, row_lse, product_gradient, keep, dropout_scale, i, j, len_q, len_k,
                 grad_weights, stride_gi, stride_gj, row, entropy,
-                HAS_OUTPUT, HAS_WEIGHTS, HAS_ROW, HAS_ENTROPY, DROPOUT, PART != 1 or MASK != "none",
+                HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, PART != 1 or MASK != "none", UNIT,
             )  # fmt: skip
             if SOFTCAP:
-                ds *= cap_slope(capped, softcap)
+                ds *= cap_slope(capped, softcap, UNIT)
             dq = tl.dot(ds.to(k.dtype), where_seen(score, k, MASK), dq, input_precision=PRECISION)
     grad_query += batch * stride_dqb + head * stride_dqh
     store_rows(grad_query, begin_m, stride_dqm, len_q, dq * scale, HEAD_DIM, BLOCK_M, BLOCK_E)
@@ -167,8 +161,8 @@ def backward_key_value(
     heads, group, len_q, len_k, scale, softcap, query_offset, left, right, dropout_threshold, dropout_scale,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
-    DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ROW: tl.constexpr,
-    HAS_ENTROPY: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of keys of one key head: `grad_key = scale * dS^T query`, `grad_value = P^T dO`.
 
@@ -209,10 +203,10 @@ def backward_key_value(
             for begin_m in tl.range(part_begin, part_end, BLOCK_M):
                 i = (begin_m + tl.arange(0, BLOCK_M))[None, :]
                 q = load_rows(head_query, begin_m, stride_qm, begin, end, HEAD_DIM, BLOCK_M, BLOCK_E, PART != 1)
-                capped = capped_scores(tl.dot(k, tl.trans(q), input_precision=PRECISION), scale, softcap, SOFTCAP)
+                capped = capped_scores(tl.dot(k, tl.trans(q), input_precision=PRECISION), scale, softcap, SOFTCAP, UNIT)
                 score = masked_scores(
                     capped, i, j, position, head_mask, stride_mask_i, stride_mask_j, len_q, len_k, left, right,
-                    MASK, LEFT, RIGHT, PART != 1,
+                    MASK, LEFT, RIGHT, PART != 1, UNIT,
                 )  # fmt: skip
                 keep = j >= 0
                 if DROPOUT:
@@ -223,114 +217,21 @@ def backward_key_value(
                 if HAS_OUTPUT:
                     do = load_rows(head_grad_output, begin_m, stride_om, begin, end, VALUE_DIM, BLOCK_M, BLOCK_V, PART != 1)
                     product_gradient = tl.dot(v, tl.trans(do), input_precision=PRECISION)
-                row_lse = load_log2_lse(lse + batch_head * len_q, i, len_q)
+                row_lse = load_lse(lse + batch_head * len_q, i, len_q, UNIT)
                 weight, ds = score_gradient(
                     score, row_lse, product_gradient, keep, dropout_scale, i, j, len_q, len_k,
                     head_grad_weights, stride_gi, stride_gj, row + batch_head * len_q, entropy + batch_head * len_q,
-                    HAS_OUTPUT, HAS_WEIGHTS, HAS_ROW, HAS_ENTROPY, DROPOUT, True,
+                    HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, True, UNIT,
                 )  # fmt: skip
                 if HAS_OUTPUT:
                     if DROPOUT:
                         weight = tl.where(keep, weight * dropout_scale, 0.0)
                     dv = tl.dot(weight.to(do.dtype), do, dv, input_precision=PRECISION)
                 if SOFTCAP:
-                    ds *= cap_slope(capped, softcap)
+                    ds *= cap_slope(capped, softcap, UNIT)
                 dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
     grad_key += batch * stride_dkb + kv_head * stride_dkh
     store_rows(grad_key, begin_n, stride_dkn, len_k, dk * scale, HEAD_DIM, BLOCK_N, BLOCK_E)
     if HAS_OUTPUT:
         grad_value += batch * stride_dvb + kv_head * stride_dvh
         store_rows(grad_value, begin_n, stride_dvn, len_k, dv, VALUE_DIM, BLOCK_N, BLOCK_V)
-
-
-@triton.jit
-def backward_mask(
-    query, key, value, mask, offsets, seed, lse, grad_output, grad_weights, row, entropy, grad_mask,
-    stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
-    stride_mask_b, stride_mask_h, stride_mask_i, stride_mask_j, stride_ob, stride_oh, stride_om,
-    stride_gb, stride_gh, stride_gi, stride_gj,
-    batches, heads, group, len_q, len_k, mask_batches, mask_heads, mask_rows, mask_keys, splits,
-    scale, softcap, query_offset, left, right, dropout_threshold, dropout_scale,
-    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
-    MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
-    DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ROW: tl.constexpr,
-    HAS_ENTROPY: tl.constexpr, SUM_ROWS: tl.constexpr, SUM_KEYS: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """One program per tile of the mask and split: its share of dS, summed over the mask's broadcast dimensions.
-
-    grad_mask: `(splits, *mask.shape)`; the caller adds the splits. SUM_ROWS, SUM_KEYS: the mask has
-    size 1 where the scores have rows, keys.
-    """
-    tiles_m = tl.cdiv(len_q, BLOCK_M)
-    tiles_n = tl.cdiv(len_k, BLOCK_N)
-    own_m = 1 if SUM_ROWS else tiles_m
-    own_n = 1 if SUM_KEYS else tiles_n
-    split = tl.program_id(0) % splits
-    place = tl.program_id(0) // splits
-    own_tile_n = place % own_n
-    own_tile_m = place // own_n % own_m
-    own_head = place // own_n // own_m % mask_heads
-    own_batch = place // own_n // own_m // mask_heads
-
-    sum_n = tiles_n // own_n
-    sum_m = tiles_m // own_m
-    sum_heads = heads // mask_heads
-    count = sum_n * sum_m * sum_heads * (batches // mask_batches)
-    seed_value = tl.full((), 0, tl.int64)
-    if DROPOUT:
-        seed_value = tl.load(seed)
-    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for step in range(split, count, splits):
-        begin_n = (own_tile_n + step % sum_n) * BLOCK_N
-        begin_m = (own_tile_m + step // sum_n % sum_m) * BLOCK_M
-        head = (own_head + step // sum_n // sum_m % sum_heads).to(tl.int64)
-        batch = (own_batch + step // sum_n // sum_m // sum_heads).to(tl.int64)
-        batch_head = batch * heads + head
-        position = query_offset
-        if OFFSETS:
-            position = tl.load(offsets + batch).to(tl.int32)
-        last = tl.minimum(begin_m + BLOCK_M, len_q) - 1 + position
-        begin, end = key_bounds(begin_m + position, last, len_k, left, right, LEFT, RIGHT)
-        if (begin_n < end) & (begin_n + BLOCK_N > begin):
-            i = (begin_m + tl.arange(0, BLOCK_M))[:, None]
-            j = (begin_n + tl.arange(0, BLOCK_N))[None, :]
-            head_query = query + batch * stride_qb + head * stride_qh
-            head_key = key + batch * stride_kb + head // group * stride_kh
-            q = load_rows(head_query, begin_m, stride_qm, 0, len_q, HEAD_DIM, BLOCK_M, BLOCK_E)
-            k = load_rows(head_key, begin_n, stride_kn, begin, end, HEAD_DIM, BLOCK_N, BLOCK_E)
-            capped = capped_scores(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, softcap, SOFTCAP)
-            score = masked_scores(
-                capped, i, j, position, mask + batch * stride_mask_b + head * stride_mask_h, stride_mask_i, stride_mask_j,
-                len_q, len_k, left, right, MASK, LEFT, RIGHT, True,
-            )  # fmt: skip
-            product_gradient = capped
-            if HAS_OUTPUT:
-                head_value = value + batch * stride_vb + head // group * stride_vh
-                head_grad_output = grad_output + batch * stride_ob + head * stride_oh
-                v = load_rows(head_value, begin_n, stride_vn, begin, end, VALUE_DIM, BLOCK_N, BLOCK_V)
-                do = load_rows(head_grad_output, begin_m, stride_om, 0, len_q, VALUE_DIM, BLOCK_M, BLOCK_V)
-                product_gradient = tl.dot(do, tl.trans(v), input_precision=PRECISION)
-            keep = i >= 0
-            if DROPOUT:
-                keep = dropout_keep(seed_value, batch_head, begin_m, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False)
-            _, ds = score_gradient(
-                score, load_log2_lse(lse + batch_head * len_q, i, len_q), product_gradient, keep, dropout_scale,
-                i, j, len_q, len_k, grad_weights + batch * stride_gb + head * stride_gh, stride_gi, stride_gj,
-                row + batch_head * len_q, entropy + batch_head * len_q,
-                HAS_OUTPUT, HAS_WEIGHTS, HAS_ROW, HAS_ENTROPY, DROPOUT, True,
-            )  # fmt: skip
-            sums += ds
-
-    base = grad_mask + ((split * mask_batches + own_batch) * mask_heads + own_head).to(tl.int64) * mask_rows * mask_keys
-    rows = own_tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    keys = own_tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    if SUM_ROWS and SUM_KEYS:
-        tl.store(base, tl.sum(tl.sum(sums, 1), 0))
-    elif SUM_ROWS:
-        tl.store(base + keys, tl.sum(sums, 0), mask=keys < len_k)
-    elif SUM_KEYS:
-        tl.store(base + rows, tl.sum(sums, 1), mask=rows < len_q)
-    else:
-        entries = base + rows.to(tl.int64)[:, None] * mask_keys + keys[None, :]
-        tl.store(entries, sums, mask=(rows < len_q)[:, None] & (keys < len_k)[None, :])

@@ -7,11 +7,12 @@ from attnkern.triton_kernels.random import SAMPLE_BLOCK, SAMPLE_STREAM, philox_w
 from attnkern.triton_kernels.scores import (
     FAR,
     LARGEST,
-    LN2,
     capped_scores,
+    exponential,
     inner_key_bounds,
     key_bounds,
     load_rows,
+    log_sum_exp,
     loop_part,
     masked_scores,
 )
@@ -25,7 +26,7 @@ def sample_forward(
     batch_heads, heads, group, len_q, len_k, num_samples, scale, softcap, query_offset, left, right,
     HEAD_DIM: tl.constexpr, BLOCK_E: tl.constexpr, MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, ARGMAX: tl.constexpr, SAMPLES: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of queries, head and SAMPLES (1, 2 or 4) of the draws.
 
@@ -55,7 +56,7 @@ def sample_forward(
     q = load_rows(query, begin_m, stride_qm, 0, len_q, HEAD_DIM, BLOCK_M, BLOCK_E)
     top = tl.full((BLOCK_M,), -LARGEST, tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
-    surprise = tl.zeros((BLOCK_M,), tl.float32)  # sum of e^(s - top) * (s - top), log2 units
+    surprise = tl.zeros((BLOCK_M,), tl.float32)  # sum of e^(s - top) * (s - top)
     picked = tl.full((BLOCK_M, SAMPLES), -1, tl.int32)
     picked_score = tl.zeros((BLOCK_M, SAMPLES), tl.float32)
 
@@ -69,17 +70,17 @@ def sample_forward(
             k = load_rows(key, begin_n, stride_kn, begin, end, HEAD_DIM, BLOCK_N, BLOCK_E, PART != 1)
             product = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             tile = masked_scores(
-                capped_scores(product, scale, softcap, SOFTCAP), rows[:, None], begin_n + columns[None, :], position,
-                mask, stride_mask_i, stride_mask_j, len_q, len_k, left, right, MASK, LEFT, RIGHT, PART != 1,
+                capped_scores(product, scale, softcap, SOFTCAP, UNIT), rows[:, None], begin_n + columns[None, :], position,
+                mask, stride_mask_i, stride_mask_j, len_q, len_k, left, right, MASK, LEFT, RIGHT, PART != 1, UNIT,
             )  # fmt: skip
             highest = tl.max(tile, 1)
             new_top = tl.minimum(tl.maximum(top, highest), LARGEST)
             drop = tl.maximum(top - new_top, FAR)
             top = new_top
             distance = tl.minimum(tl.maximum(tile - new_top[:, None], FAR), 0.0)
-            mass = tl.exp2(distance)
+            mass = exponential(distance, UNIT)
             block_mass = tl.sum(mass, 1)
-            decay = tl.exp2(drop)
+            decay = exponential(drop, UNIT)
             surprise = decay * (surprise + drop * total) + tl.sum(mass * distance, 1)
             total = total * decay + block_mass
             if ARGMAX:
@@ -112,9 +113,8 @@ def sample_forward(
     entries = sample.to(tl.int64) * batch_heads * len_q + row[:, None]
     inside = (rows < len_q)[:, None] & (sample < num_samples)
     tl.store(index + entries, picked.to(tl.int64), mask=inside)
-    tl.store(score + entries, picked_score * LN2, mask=inside)
+    tl.store(score + entries, picked_score * (1 / UNIT), mask=inside)
     if sample_group == 0:
-        seen = total > 0
-        total = tl.where(seen, total, 1.0)
-        tl.store(lse + row, tl.where(seen, (top + tl.log2(total)) * LN2, float("-inf")), mask=rows < len_q)
-        tl.store(entropy + row, (tl.log2(total) - surprise / total) * LN2, mask=rows < len_q)
+        tl.store(lse + row, log_sum_exp(top, total, UNIT), mask=rows < len_q)
+        total = tl.where(total > 0, total, 1.0)
+        tl.store(entropy + row, tl.log(total) - surprise / total * (1 / UNIT), mask=rows < len_q)

@@ -1,4 +1,4 @@
-"""From a product of queries and keys to scores: soft cap, mask, window. In log2 units.
+"""From a product of queries and keys to scores: soft cap, mask, window.
 
 `i` and `j` are row and key indices shaped to broadcast, `(M, 1)` and `(1, N)` or the transpose, so
 the same lines serve both orientations of a tile.
@@ -8,9 +8,8 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
 LARGEST = tl.constexpr(3.4028234663852886e38)
-FAR = tl.constexpr(-1.0e4)  # exp2 of it is 0, and 0 * FAR is not NaN
+FAR = tl.constexpr(-1.0e4)  # its exponential is 0, and 0 * FAR is not NaN
 
 
 @triton.jit
@@ -67,25 +66,40 @@ def loop_part(PART: tl.constexpr, begin, end, inner_begin, inner_end, BLOCK: tl.
 
 
 @triton.jit
-def capped_scores(product, scale, softcap, SOFTCAP: tl.constexpr):
-    """Scaled and soft-capped scores."""
-    if SOFTCAP:
-        return tanh(product * (scale / softcap)) * (softcap * LOG2E)
+def exponential(x, UNIT: tl.constexpr):
+    """e to the x nats."""
+    if UNIT == 1.0:
+        return tl.exp(x)
     else:
-        return product * (scale * LOG2E)
+        return tl.exp2(x)
 
 
 @triton.jit
-def cap_slope(capped, softcap):
+def log_sum_exp(top, total, UNIT: tl.constexpr):
+    """In nats, from a row's largest score and the sum relative to it; -inf for an empty row."""
+    return tl.where(total > 0, top * (1 / UNIT) + tl.log(tl.where(total > 0, total, 1.0)), float("-inf"))
+
+
+@triton.jit
+def capped_scores(product, scale, softcap, SOFTCAP: tl.constexpr, UNIT: tl.constexpr):
+    """Scaled and soft-capped scores."""
+    if SOFTCAP:
+        return tanh(product * (scale / softcap)) * (softcap * UNIT)
+    else:
+        return product * (scale * UNIT)
+
+
+@triton.jit
+def cap_slope(capped, softcap, UNIT: tl.constexpr):
     """Derivative of the soft cap, from its result."""
-    relative = capped / (softcap * LOG2E)
+    relative = capped / (softcap * UNIT)
     return 1 - relative * relative
 
 
 @triton.jit
 def masked_scores(
     score, i, j, position, mask, stride_mask_i, stride_mask_j, len_q, len_k, left, right,
-    MASK: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, EDGE: tl.constexpr,
+    MASK: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, EDGE: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Scores with the mask applied; -inf where a query may not look.
 
@@ -99,8 +113,8 @@ def masked_scores(
             score = tl.where(tl.load(entries, mask=inside, other=0) != 0, score, float("-inf"))
         else:
             bias = tl.load(entries, mask=inside, other=0.0).to(tl.float32)
-            # a finite bias stays finite in log2 units
-            score = tl.where(bias == float("-inf"), bias, score + tl.maximum(bias * LOG2E, -LARGEST))
+            # a finite bias stays finite in any unit
+            score = tl.where(bias == float("-inf"), bias, score + tl.maximum(bias * UNIT, -LARGEST))
     if EDGE:
         if LEFT:
             inside = inside & (j >= i + position - left)

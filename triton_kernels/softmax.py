@@ -6,11 +6,12 @@ import triton.language as tl
 from attnkern.triton_kernels.random import dropout_keep
 from attnkern.triton_kernels.scores import (
     LARGEST,
-    LN2,
     capped_scores,
+    exponential,
     inner_key_bounds,
     key_bounds,
     load_rows,
+    log_sum_exp,
     loop_part,
     masked_scores,
     store_rows,
@@ -26,7 +27,8 @@ def softmax_forward(
     heads, group, len_q, len_k, scale, softcap, query_offset, left, right, dropout_threshold, dropout_scale,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
-    DROPOUT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    DROPOUT: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of queries of one head: output `(B, H, Lq, Ev)` and lse `(B, H, Lq)`."""
     tiles = tl.cdiv(len_q, BLOCK_M)
@@ -66,13 +68,13 @@ def softmax_forward(
             product = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             j = (begin_n + tl.arange(0, BLOCK_N))[None, :]
             score = masked_scores(
-                capped_scores(product, scale, softcap, SOFTCAP), i, j, position, mask, stride_mask_i, stride_mask_j,
-                len_q, len_k, left, right, MASK, LEFT, RIGHT, PART != 1,
+                capped_scores(product, scale, softcap, SOFTCAP, UNIT), i, j, position, mask, stride_mask_i, stride_mask_j,
+                len_q, len_k, left, right, MASK, LEFT, RIGHT, PART != 1, UNIT,
             )  # fmt: skip
             new_top = tl.minimum(tl.maximum(top, tl.max(score, 1)), LARGEST)
             # no weight exceeds 1, however large the scores
-            weight = tl.minimum(tl.exp2(score - new_top[:, None]), 1.0)
-            decay = tl.exp2(top - new_top)
+            weight = tl.minimum(exponential(score - new_top[:, None], UNIT), 1.0)
+            decay = exponential(top - new_top, UNIT)
             total = total * decay + tl.sum(weight, 1)
             top = new_top
             if DROPOUT:
@@ -82,10 +84,9 @@ def softmax_forward(
             v = where_seen(score, v, MASK)
             sums = tl.dot(weight.to(v.dtype), v, sums * decay[:, None], input_precision=PRECISION)
 
-    seen = total > 0
-    total = tl.where(seen, total, 1.0)
+    row_lse = log_sum_exp(top, total, UNIT)
+    total = tl.where(total > 0, total, 1.0)
     output += batch * stride_ob + head * stride_oh
     store_rows(output, begin_m, stride_om, len_q, sums / total[:, None], VALUE_DIM, BLOCK_M, BLOCK_V)
     rows = begin_m + tl.arange(0, BLOCK_M)
-    row_lse = tl.where(seen, (top + tl.log2(total)) * LN2, float("-inf"))
     tl.store(lse + batch_head.to(tl.int64) * len_q + rows, row_lse, mask=rows < len_q)

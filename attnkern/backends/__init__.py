@@ -2,9 +2,9 @@
 
 name                what `backend=` calls it
 refuses(problem)    why it cannot run the problem, or None
-softmax             output and lse                  softmax_backward    its gradients
-weights             attention weights given lse     weights_dot         their product with a gradient
-sample              draws, scores, lse, entropy     sparse_backward     gradients at the draws only
-backward            gradients through the softmax weights, of whatever reached them
-row_dot             dot products of rows
+softmax             output and lse
+weights             attention weights, given lse
+sample              draws, scores, lse, entropy
+backward            gradients of whatever reached the softmax weights
+sparse_backward     gradients at the draws only
 """

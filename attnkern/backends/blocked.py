@@ -4,14 +4,12 @@ The same tile walk serves the forward passes, the weights, the backward and the 
 attention goes to torch's own fused kernel where that computes the same thing.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from attnkern import philox
 from attnkern.backends import sdpa, sparse
-from attnkern.backends.tiles import LN2, LOG2E, NEG_INF, Block, Tile, blocks
+from attnkern.backends.tiles import NEG_INF, Block, Tile, blocks, exp_
 from attnkern.problem import Gradients, Inputs, Problem, new_output
 
 name = "blocked"
@@ -53,54 +51,16 @@ def weights(problem: Problem, inputs: Inputs, lse: Tensor) -> Tensor:
     mean = problem.weights == "mean"
     shape = (problem.batch, 1 if mean else problem.heads, problem.len_q, problem.len_k)
     result = inputs.query.new_zeros(shape, dtype=problem.compute_dtype if mean else problem.dtype)
-    for tile, weights in _weight_tiles(problem, inputs, lse):
-        part = tile.block.as_heads(weights)
-        tile.block.take_mask(result, tile.keys).add_(part.sum(1, keepdim=True) / problem.heads if mean else part)
-    return result.squeeze(1).to(problem.dtype) if mean else result
-
-
-def weights_dot(problem: Problem, inputs: Inputs, lse: Tensor, grad_weights: Tensor) -> Tensor:
-    """`sum_j weights_ij * grad_weights_ij`, `(B, H, Lq)`, with the latter `(B, 1 | H, Lq, Lk)`."""
-    result = torch.zeros_like(lse)
-    for tile, weights in _weight_tiles(problem, inputs, lse):
-        block = tile.block
-        product = block.as_heads(weights).mul_(block.take_mask(grad_weights, tile.keys))
-        block.put_rows(result, block.take_rows(result) + product.sum(-1).view(weights.shape[:-1]))
-    return result
-
-
-def _weight_tiles(problem: Problem, inputs: Inputs, lse: Tensor) -> Iterator[tuple[Tile, Tensor]]:
     for block in blocks(problem, inputs):
-        row_lse = _log2_lse(block.take_rows(lse))
+        row_lse = _finite(block.take_rows(lse))
         for keys in block.key_tiles():
             tile = block.tile(keys)
             weights = tile.weights(row_lse)
             if (dropout := tile.dropout()) is not None:
                 weights *= dropout
-            yield tile, weights
-
-
-def row_dot(left: Tensor, right: Tensor) -> Tensor:
-    """Dot product of rows, summed in at least float32: `(..., E) -> (...)`."""
-    dtype = torch.promote_types(left.dtype, torch.float32)
-    return torch.linalg.vecdot(left.to(dtype), right.to(dtype))
-
-
-def softmax_backward(
-    problem: Problem,
-    inputs: Inputs,
-    output: Tensor,
-    lse: Tensor,
-    grad_output: Tensor,
-    grad_lse: Tensor | None,
-    needs_mask: bool,
-) -> Gradients:
-    """Gradients of `softmax`."""
-    if grad_lse is None and not needs_mask and sdpa.can_run(problem, inputs) and sdpa.is_sound(lse):
-        return sdpa.backward(problem, inputs, output, lse, grad_output)
-    row = row_dot(grad_output, output)
-    row = row if grad_lse is None else row - grad_lse
-    return backward(problem, inputs, lse, grad_output=grad_output, row=row, needs_mask=needs_mask)
+            part = block.as_heads(weights)
+            block.take_mask(result, keys).add_(part.sum(1, keepdim=True) / problem.heads if mean else part)
+    return result.squeeze(1).to(problem.dtype) if mean else result
 
 
 def backward(
@@ -109,6 +69,7 @@ def backward(
     lse: Tensor,
     *,
     grad_output: Tensor | None = None,
+    output: Tensor | None = None,
     grad_weights: Tensor | None = None,
     row: Tensor | None = None,
     entropy: Tensor | None = None,
@@ -116,49 +77,39 @@ def backward(
 ) -> Gradients:
     """Gradients of anything that reaches the scores through the softmax weights `p`.
 
-    `dS = p * (dropout * (grad_output . value + grad_weights) - row - entropy * (s - lse))`, where
-    `row` and `entropy` are `(B, H, Lq)` and an absent term is 0. The value's gradient is None
-    without `grad_output`.
+    With `g = dropout * (grad_output . value + grad_weights)`, absent terms being 0,
+    `dS = p * (g - sum_j p_j g_j - row - entropy * (s - lse))`; `row` and `entropy` are `(B, H, Lq)`.
+    The value's gradient is None without `grad_output`; `output` is what `softmax` returned, if it ran.
     """
-    dtype = problem.compute_dtype
-    grad_query = torch.zeros_like(inputs.query)
-    grad_key = torch.zeros(inputs.key.shape, dtype=dtype, device=inputs.key.device)
-    grad_value = None
-    if grad_output is not None:
-        grad_value = torch.zeros(inputs.value.shape, dtype=dtype, device=inputs.value.device)
-    grad_mask = torch.zeros(inputs.attn_mask.shape, dtype=dtype, device=inputs.key.device) if needs_mask else None
+    only_output = row is None and not needs_mask and output is not None and grad_output is not None
+    if only_output and sdpa.can_run(problem, inputs) and sdpa.is_sound(lse):
+        return sdpa.backward(problem, inputs, output, lse, grad_output)
 
+    dtype, device = problem.compute_dtype, inputs.key.device
+    grad_query = torch.zeros_like(inputs.query)
+    grad_key = torch.zeros(inputs.key.shape, dtype=dtype, device=device)
+    grad_value = torch.zeros(inputs.value.shape, dtype=dtype, device=device) if grad_output is not None else None
+    grad_mask = torch.zeros(inputs.attn_mask.shape, dtype=dtype, device=device) if needs_mask else None
     for block in blocks(problem, inputs):
-        row_lse = _log2_lse(block.take_rows(lse))
-        block_row = block.take_rows(row).unsqueeze(-1) if row is not None else None
-        block_entropy = block.take_rows(entropy).unsqueeze(-1) if entropy is not None else None
-        block_grad = block.take_rows(grad_output) if grad_output is not None else None
+        terms = _RowTerms(block, lse, grad_output, grad_weights, row, entropy)
+        tiles = list(block.key_tiles())
+        if len(tiles) > 1:
+            for keys in tiles:
+                terms.add_to_mean(block.tile(keys))
         block_grad_query = torch.zeros_like(block.query)
-        for keys in block.key_tiles():
+        for keys in tiles:
             tile = block.tile(keys)
-            surprise = None
-            if block_entropy is not None:
-                surprise = (tile.scores - row_lse.unsqueeze(-1)).clamp_(min=-1e4).mul_(block_entropy).mul_(LN2)
-            probability = tile.weights(row_lse)
-            grad = _weight_gradient(tile, block_grad, grad_weights)
-            dropout = tile.dropout()
-            if block_grad is not None:
-                dropped = probability if dropout is None else probability * dropout
-                block.take_keys(grad_value, keys).baddbmm_(dropped.mT, block_grad)
-            if dropout is not None and grad is not None:
-                grad *= dropout
-            grad = _subtract(_subtract(grad, block_row), surprise)
-            if grad is None:
-                continue
-            grad_score = probability.mul_(grad)
+            dropped, grad_score = terms.score_gradient(tile, whole_row=len(tiles) == 1)
+            if grad_output is not None:
+                block.take_keys(grad_value, keys).add_(dropped.mT @ terms.grad_output)
             if needs_mask:
                 _accumulate(block.take_mask(grad_mask, keys), block.as_heads(grad_score))
             if tile.slope is not None:
                 grad_score = grad_score * tile.slope
-            block_grad_query.baddbmm_(grad_score, tile.key, alpha=problem.scale)
-            block.take_keys(grad_key, keys).baddbmm_(grad_score.mT, block.query, alpha=problem.scale)
-        block.put_rows(grad_query, block_grad_query)
-    return Gradients(grad_query, grad_key, grad_value, grad_mask)
+            block_grad_query.baddbmm_(grad_score, tile.key)
+            block.take_keys(grad_key, keys).add_(grad_score.mT @ block.query)
+        block.put_rows(grad_query, block_grad_query.mul_(problem.scale))
+    return Gradients(grad_query, grad_key.mul_(problem.scale), grad_value, grad_mask)
 
 
 def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -170,15 +121,15 @@ def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Te
     score, lse, entropy = torch.empty(draws, *shape, **kwargs), torch.empty(shape, **kwargs), torch.empty(shape, **kwargs)
     for block in blocks(problem, inputs):
         top, total, _ = _online_state(block, 0)
-        surprise = torch.zeros_like(total)  # sum of e^(s - top) * (s - top), log2 units
+        surprise = torch.zeros_like(total)  # sum of e^(s - top) * (s - top)
         picks = _Picks(block, draws, like=total)
         for keys in block.key_tiles(align=philox.SAMPLE_BLOCK):
             scores = block.tile(keys).scores
             new_top = torch.maximum(top, scores.amax(-1, keepdim=True))
             drop = top - new_top
-            decay = drop.exp2()
+            decay = drop.exp()
             distance = (scores - new_top).clamp_(min=-1e4)  # -inf * 0 below would be NaN
-            mass = distance.exp2()
+            mass = exp_(distance.clone())
             surprise = decay * (surprise + drop * total) + distance.mul_(mass).sum(-1, keepdim=True)
             before = total * decay
             total = before + mass.sum(-1, keepdim=True)
@@ -189,11 +140,60 @@ def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Te
                 picks.take_sampled(scores, mass, before, keys)
         row_lse = _lse(top, total)
         block.put_rows(lse, row_lse)
-        block.put_rows(entropy, (_nonzero(total).log() - surprise / _nonzero(total) * LN2).squeeze(-1))
+        block.put_rows(entropy, (_nonzero(total).log() - surprise / _nonzero(total)).squeeze(-1))
         for r in range(draws):
             block.put_rows(index[r], picks.index[r])
-            block.put_rows(score[r], picks.score[r] * LN2)
+            block.put_rows(score[r], picks.score[r])
     return sparse.gather(inputs, index), index, score, lse, entropy
+
+
+class _RowTerms:
+    """What the backward of one block needs of its rows, besides their queries."""
+
+    def __init__(self, block: Block, lse, grad_output, grad_weights, row, entropy):
+        def rows(tensor):
+            return None if tensor is None else block.take_rows(tensor)
+
+        self.lse = _finite(rows(lse))
+        self.grad_output = rows(grad_output)
+        self.grad_weights = grad_weights
+        self.row = 0.0 if row is None else rows(row).unsqueeze(-1)
+        self.entropy = None if entropy is None else rows(entropy).unsqueeze(-1)
+
+    def add_to_mean(self, tile: Tile) -> None:
+        """Adds the tile's share of `sum_j p_j g_j` to what is subtracted from g."""
+        gradient, _ = self._weight_gradient(tile)
+        if gradient is not None:
+            self.row = self.row + (tile.weights(self.lse) * gradient).sum(-1, keepdim=True)
+
+    def score_gradient(self, tile: Tile, whole_row: bool) -> tuple[Tensor, Tensor]:
+        """Weights after dropout, and dS. whole_row: the tile holds all keys of its rows, so their mean is at hand."""
+        gradient, dropout = self._weight_gradient(tile)
+        surprise = None
+        if self.entropy is not None:  # -inf * 0 would be NaN
+            surprise = (tile.scores - self.lse.unsqueeze(-1)).clamp_(min=-1e4).mul_(self.entropy)
+        weights = tile.weights(self.lse)
+        dropped = weights if dropout is None else weights * dropout
+        if gradient is None:
+            gradient = torch.zeros_like(weights)
+        elif whole_row:
+            self.row = self.row + torch.linalg.vecdot(weights, gradient).unsqueeze(-1)
+        gradient -= self.row
+        if surprise is not None:
+            gradient -= surprise
+        return dropped, gradient.mul_(weights)
+
+    def _weight_gradient(self, tile: Tile) -> tuple[Tensor | None, Tensor | None]:
+        """`g`, the gradient to the weights before dropout, and the dropout; None if absent."""
+        block, dropout = tile.block, tile.dropout()
+        gradient = torch.bmm(self.grad_output, tile.value().mT) if self.grad_output is not None else None
+        if self.grad_weights is not None:
+            if gradient is None:
+                gradient = torch.zeros_like(tile.scores)
+            block.as_heads(gradient).add_(block.take_mask(self.grad_weights, tile.keys))
+        if gradient is not None and dropout is not None:
+            gradient *= dropout
+        return gradient, dropout
 
 
 class _Picks:
@@ -259,33 +259,15 @@ def _online_state(block: Block, width: int) -> tuple[Tensor, Tensor, Tensor]:
 def _online_step(scores: Tensor, top: Tensor, total: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One tile of the online softmax: unnormalised weights (in the scores' memory) and the new state."""
     new_top = torch.maximum(top, scores.amax(-1, keepdim=True))
-    decay = (top - new_top).exp2_()
-    weights = scores.sub_(new_top).exp2_()
+    decay = (top - new_top).exp_()
+    weights = exp_(scores.sub_(new_top))
     return weights, new_top, total * decay + weights.sum(-1, keepdim=True), sums.mul_(decay)
-
-
-def _weight_gradient(tile: Tile, block_grad: Tensor | None, grad_weights: Tensor | None) -> Tensor | None:
-    """Gradient to the weights after dropout."""
-    grad = torch.bmm(block_grad, tile.value().mT) if block_grad is not None else None
-    if grad_weights is None:
-        return grad
-    block = tile.block
-    part = block.take_mask(grad_weights, tile.keys).to(block.problem.compute_dtype)
-    if grad is None:
-        grad = torch.zeros_like(tile.scores)
-    block.as_heads(grad).add_(part)
-    return grad
-
-
-def _subtract(left: Tensor | None, right: Tensor | None) -> Tensor | None:
-    if right is None:
-        return left
-    return -right if left is None else left.sub_(right)
 
 
 def _accumulate(total: Tensor, part: Tensor) -> None:
     """Adds `part`, summed over the dimensions in which `total` has size 1."""
-    total.add_(part.sum([d for d in range(4) if total.shape[d] == 1 != part.shape[d]], keepdim=True))
+    summed = [d for d in range(4) if total.shape[d] == 1 != part.shape[d]]
+    total.add_(part.sum(summed, keepdim=True) if summed else part)
 
 
 def _nonzero(total: Tensor) -> Tensor:
@@ -293,9 +275,9 @@ def _nonzero(total: Tensor) -> Tensor:
 
 
 def _lse(top: Tensor, total: Tensor) -> Tensor:
-    return torch.where(total > 0, (top + _nonzero(total).log2()) * LN2, NEG_INF).squeeze(-1)
+    return torch.where(total > 0, top + _nonzero(total).log(), NEG_INF).squeeze(-1)
 
 
-def _log2_lse(lse: Tensor) -> Tensor:
-    """In log2 units, and finite: the weights of an empty row come out 0."""
-    return torch.where(lse == NEG_INF, 0.0, lse * LOG2E)
+def _finite(lse: Tensor) -> Tensor:
+    """The weights of an empty row come out 0: its scores are all -inf."""
+    return torch.where(lse == NEG_INF, 0.0, lse)

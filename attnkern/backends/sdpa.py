@@ -51,7 +51,8 @@ def backward(problem: Problem, inputs: Inputs, output: Tensor, lse: Tensor, grad
 
 def _prepared(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Inputs as the kernel wants them: an additive mask, unreachable keys cleared, empty rows found."""
-    query, key, value, mask = inputs[:4]
+    query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in inputs[:3])
+    mask = inputs.attn_mask
     if mask is None:
         return query, key, value, None, None
     if mask.dtype == torch.bool:

@@ -74,7 +74,9 @@ class _Draws:
             return keys.new_zeros(*shape, keys.shape[-1])
         table = keys.to(weight.dtype).reshape(self.count, -1)
         where = self.key.clamp(max=self.count - 1).flatten(1).mT.contiguous()
-        return _weighted_rows(table, where, weight.flatten(1).mT.contiguous()).view(*shape, -1)
+        sums = _weighted_rows(table, where, weight.flatten(1).mT.contiguous()).view(*shape, -1)
+        # either all of a query's draws are real or none is
+        return torch.where((self.key[0] < self.count).unsqueeze(-1), sums, 0.0)
 
     def sum_per_key(self, rows: Tensor, weight: Tensor | None = None) -> Tensor:
         """Sum over each key's draws of the row `(S|none, B, H, Lq, E)` that drew it: `(B, Hkv, Lk, E)`."""

@@ -1,7 +1,6 @@
 """The walk over a score matrix that is never stored: blocks of queries, tiles of keys.
 
-Only tiles that the prior admits are visited, so the cost follows the window. Scores are kept in
-log2 units: `exp2` is several times faster than `exp` on a CPU, as it is on a GPU.
+Only tiles that the prior admits are visited, so the cost follows the window.
 """
 
 import math
@@ -15,7 +14,6 @@ from attnkern import philox
 from attnkern.problem import UNLIMITED, Inputs, Problem
 
 LOG2E = math.log2(math.e)
-LN2 = math.log(2)
 NEG_INF = float("-inf")
 
 ROWS = 128  # queries of one block
@@ -116,7 +114,7 @@ class Block:
 
 
 class Tile:
-    """One rectangle of the score matrix: `scores` in log2 units, and what its gradient needs.
+    """One rectangle of the score matrix: `scores`, and what its gradient needs.
 
     key: `(n, keys, E)`. Keys that none of the block's queries may look at are 0: they have no
         influence, whatever they hold.
@@ -138,13 +136,13 @@ class Tile:
         if problem.softcap:
             product = torch.bmm(query, key).mul_(problem.scale / problem.softcap).tanh_()
             self.slope = (1 - product * product) if problem.requires_grad else None
-            self.scores = product.mul_(problem.softcap * LOG2E)
+            self.scores = product.mul_(problem.softcap)
             if band is not None:
                 self.scores += band
         elif band is None:
-            self.scores = torch.bmm(query, key).mul_(problem.scale * LOG2E)
+            self.scores = torch.bmm(query, key).mul_(problem.scale)
         else:  # the product adds the band at no cost
-            self.scores = torch.baddbmm(band, query, key, alpha=problem.scale * LOG2E)
+            self.scores = torch.baddbmm(band, query, key, alpha=problem.scale)
         if bias is not None:
             block.as_heads(self.scores).add_(bias)
         self.scores.clamp_(max=torch.finfo(self.scores.dtype).max)
@@ -165,12 +163,12 @@ class Tile:
         return keep.flatten(1, 2).to(problem.compute_dtype).mul_(kept)
 
     def weights(self, lse: Tensor) -> Tensor:
-        """Softmax weights given the rows' lse (log2 units), before dropout; reuses the scores' memory."""
+        """Softmax weights given the rows' (finite) lse, before dropout; reuses the scores' memory."""
         # no weight exceeds 1, however the rounding of a huge score falls
-        return self.scores.sub_(lse.unsqueeze(-1)).clamp_(max=0).exp2_()
+        return exp_(self.scores.sub_(lse.unsqueeze(-1)).clamp_(max=0))
 
     def _bias(self) -> Tensor | None:
-        """The attention mask in log2 units, additive, unexpanded."""
+        """The attention mask, additive, unexpanded."""
         mask = self.block.inputs.attn_mask
         if mask is None:
             return None
@@ -178,9 +176,7 @@ class Tile:
         dtype = self.block.problem.compute_dtype
         if mask.dtype == torch.bool:
             return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, NEG_INF)
-        # a finite bias stays finite in log2 units
-        scaled = (mask.to(dtype) * LOG2E).clamp_(min=torch.finfo(dtype).min)
-        return scaled.masked_fill_(mask == NEG_INF, NEG_INF)
+        return mask.to(dtype)
 
     def _reached(self, bias: Tensor | None) -> Tensor | None:
         """Keys that some query of the block may look at: bool `(n, keys, 1)`; None for all."""
@@ -195,6 +191,11 @@ class Tile:
         count = self.keys[1] - self.keys[0]
         reached = reached.expand(batch, heads * problem.group, count).unflatten(1, (heads, problem.group))
         return reached.any(2).flatten(0, 1).unsqueeze(-1)
+
+
+def exp_(x: Tensor) -> Tensor:
+    """In place; `exp2` is several times faster than `exp` on a CPU."""
+    return x.mul_(LOG2E).exp2_()
 
 
 def blocks(problem: Problem, inputs: Inputs) -> Iterator[Block]:

@@ -15,9 +15,12 @@ from attnkern import philox
 from attnkern.backends import sparse, tuning
 from attnkern.problem import UNLIMITED, Gradients, Inputs, Problem, new_output
 from attnkern.triton_kernels import backward as backward_kernels
+from attnkern.triton_kernels import backward_mask as mask_kernels
+from attnkern.triton_kernels import backward_rows as row_kernels
 from attnkern.triton_kernels import sample as sample_kernels
 from attnkern.triton_kernels import softmax as softmax_kernels
 from attnkern.triton_kernels import weights as weights_kernels
+from attnkern.triton_kernels.scores import LOG2E
 
 name = "triton"
 sparse_backward = sparse.backward
@@ -61,21 +64,6 @@ def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     return output, lse
 
 
-def softmax_backward(
-    problem: Problem,
-    inputs: Inputs,
-    output: Tensor,
-    lse: Tensor,
-    grad_output: Tensor,
-    grad_lse: Tensor | None,
-    needs_mask: bool,
-) -> Gradients:
-    """Gradients of `softmax`."""
-    row = row_dot(grad_output, output)
-    row = row if grad_lse is None else row.sub_(grad_lse)
-    return backward(problem, inputs, lse, grad_output=grad_output, row=row, needs_mask=needs_mask)
-
-
 def weights(problem: Problem, inputs: Inputs, lse: Tensor) -> Tensor:
     """Attention weights after dropout: `(B, H, Lq, Lk)`, or their mean over heads `(B, Lq, Lk)`."""
     inputs = _unit_stride(inputs)
@@ -94,45 +82,13 @@ def weights(problem: Problem, inputs: Inputs, lse: Tensor) -> Tensor:
     return result
 
 
-def weights_dot(problem: Problem, inputs: Inputs, lse: Tensor, grad_weights: Tensor) -> Tensor:
-    """`sum_j weights_ij * grad_weights_ij`, `(B, H, Lq)`, with the latter `(B, 1 | H, Lq, Lk)`."""
-    inputs = _unit_stride(inputs)
-    result = torch.zeros_like(lse, memory_format=torch.contiguous_format)
-    if _is_empty(problem):
-        return result
-    _launch(
-        weights_kernels.weights_dot,
-        lambda c: triton.cdiv(problem.len_q, c.block_m) * problem.batch * problem.heads,
-        problem,
-        _arguments(problem, inputs)
-        | _strides(_broadcastable(grad_weights), "gb", "gh", "gi", "gj")
-        | {"grad_weights": grad_weights, "lse": lse.contiguous(), "result": result},
-    )
-    return result
-
-
-def row_dot(left: Tensor, right: Tensor) -> Tensor:
-    """Dot product of rows in float32: `(B, H, L, E) -> (B, H, L)`."""
-    batch, heads, rows, width = left.shape
-    left, right = _with_unit_stride(left), _with_unit_stride(right)
-    result = left.new_zeros(batch, heads, rows, dtype=torch.float32)
-    if left.numel() == 0:
-        return result
-    block_m = 64
-    with _on(left):
-        backward_kernels.row_dot[(triton.cdiv(rows, block_m) * batch * heads,)](
-            left, right, result, *left.stride()[:3], *right.stride()[:3], heads, rows,
-            WIDTH=width, BLOCK=_padded(width), BLOCK_M=block_m,
-        )  # fmt: skip
-    return result
-
-
 def backward(
     problem: Problem,
     inputs: Inputs,
     lse: Tensor,
     *,
     grad_output: Tensor | None = None,
+    output: Tensor | None = None,
     grad_weights: Tensor | None = None,
     row: Tensor | None = None,
     entropy: Tensor | None = None,
@@ -156,13 +112,12 @@ def backward(
         "lse": lse.contiguous(),
         "grad_output": do,
         "grad_weights": dw,
-        "row": row.contiguous() if row is not None else lse,
         "entropy": entropy.contiguous() if entropy is not None else lse,
         "HAS_OUTPUT": grad_output is not None,
         "HAS_WEIGHTS": grad_weights is not None,
-        "HAS_ROW": row is not None,
         "HAS_ENTROPY": entropy is not None,
     }
+    arguments["row"] = _row_terms(problem, arguments, output, row)
     _launch(
         backward_kernels.backward_query,
         lambda c: triton.cdiv(problem.len_q, c.block_m) * problem.batch * problem.heads,
@@ -207,11 +162,42 @@ def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Te
     return sparse.gather(inputs, index), index, score, lse, entropy
 
 
+def _row_terms(problem: Problem, arguments: dict, output: Tensor | None, row: Tensor | None) -> Tensor:
+    """What is subtracted from every gradient of a row: `(B, H, Lq)`."""
+    if not (arguments["HAS_OUTPUT"] or arguments["HAS_WEIGHTS"]):
+        return torch.zeros_like(arguments["lse"]) if row is None else row.contiguous()
+    if output is not None and problem.dtype.itemsize == 2:
+        mean = _row_dot(arguments["grad_output"], output)
+    else:
+        mean = torch.empty_like(arguments["lse"])
+        _launch(
+            row_kernels.weighted_mean,
+            lambda c: triton.cdiv(problem.len_q, c.block_m) * problem.batch * problem.heads,
+            problem,
+            arguments | {"result": mean},
+        )
+    return mean if row is None else mean.add_(row)
+
+
+def _row_dot(left: Tensor, right: Tensor) -> Tensor:
+    """Dot product of rows in float32: `(B, H, L, E) -> (B, H, L)`."""
+    batch, heads, rows, width = left.shape
+    right = _with_unit_stride(right)
+    result = left.new_empty(batch, heads, rows, dtype=torch.float32)
+    block_m = 64
+    with _on(left):
+        row_kernels.row_dot[(triton.cdiv(rows, block_m) * batch * heads,)](
+            left, right, result, *left.stride()[:3], *right.stride()[:3], heads, rows,
+            WIDTH=width, BLOCK=_padded(width), BLOCK_M=block_m,
+        )  # fmt: skip
+    return result
+
+
 def _mask_gradient(problem: Problem, mask: Tensor, arguments: dict) -> Tensor:
     """dS summed over the mask's broadcast dimensions, in a fixed order."""
     mask_batches, mask_heads, mask_rows, mask_keys = mask.shape
     sum_rows, sum_keys = mask_rows == 1 != problem.len_q, mask_keys == 1 != problem.len_k
-    kernel = backward_kernels.backward_mask
+    kernel = mask_kernels.backward_mask
     config = _config(kernel, problem)
     tiles_m, tiles_n = triton.cdiv(problem.len_q, config.block_m), triton.cdiv(problem.len_k, config.block_n)
     own = mask_batches * mask_heads * (1 if sum_rows else tiles_m) * (1 if sum_keys else tiles_n)
@@ -276,13 +262,14 @@ def _arguments(problem: Problem, inputs: Inputs) -> dict:
         "BLOCK_E": _padded(problem.head_dim), "BLOCK_V": _padded(problem.value_dim),
         "MASK": problem.mask or "none", "OFFSETS": offsets is not None, "SOFTCAP": problem.softcap > 0,
         "LEFT": left != UNLIMITED, "RIGHT": right != UNLIMITED, "DROPOUT": problem.dropout_p > 0,
-        "PRECISION": _precision(problem.dtype),
+        "PRECISION": _precision(problem.dtype), "UNIT": 1.0 if problem.dtype == torch.float32 else LOG2E.value,
     }  # fmt: skip
 
 
 def _precision(dtype: torch.dtype) -> str:
     """Float32 products follow `torch.set_float32_matmul_precision`."""
-    return "ieee" if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest" else "tf32"
+    precision = torch.get_float32_matmul_precision()
+    return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[precision] if dtype == torch.float32 else "ieee"
 
 
 def _strides(tensor: Tensor, *names: str) -> dict[str, int]:

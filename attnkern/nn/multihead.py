@@ -222,7 +222,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             backend=self.backend,
         )
         output, index = self.hard.output, self.hard.index
-        weights = _shares(index, key.shape[2], wanted).to(query.dtype) if wanted else None
+        weights = _shares(index, key.shape[2], wanted, query.dtype) if wanted else None
         return output if output.dim() == 4 else output.mean(0), weights
 
     def _reset_parameters(self) -> None:
@@ -237,12 +237,13 @@ class MultiheadAttention(nn.MultiheadAttention):
         return {name: value for name, value in self.__dict__.items() if name != "hard"}
 
 
-def _shares(index: Tensor, len_k: int, wanted: str) -> Tensor:
+def _shares(index: Tensor, len_k: int, wanted: str, dtype: torch.dtype) -> Tensor:
     """Share of the draws `([S,] N, H, Lq)` on each key: `(N, H, Lq, Lk)`, or their mean `(N, Lq, Lk)`."""
     index = index.view(-1, *index.shape[-3:]).permute(1, 2, 3, 0)  # (N, H, Lq, S)
     if wanted == "mean":
         index = index.transpose(1, 2).flatten(-2)
-    shares = torch.zeros(*index.shape[:-1], len_k + 1, device=index.device)
-    share = torch.full((), 1 / index.shape[-1], device=index.device).expand(index.shape)
+    counts = torch.zeros(*index.shape[:-1], len_k + 1, device=index.device)
+    one = counts.new_ones(()).expand(index.shape)
     # the last column takes the draws of queries with nothing to look at
-    return shares.scatter_add_(-1, torch.where(index < 0, len_k, index), share)[..., :len_k]
+    counts.scatter_add_(-1, torch.where(index < 0, len_k, index), one)
+    return counts[..., :len_k].to(dtype) / index.shape[-1]

@@ -59,12 +59,8 @@ def _backward(
 
 
 def _dense_backward(module, problem, inputs, lse, entropy, grad_output, grad_lse, grad_entropy, needs_mask):
-    row, soft_gradient = None, None
-    if problem.straight_through and grad_output is not None:
-        soft_gradient = grad_output.sum(0)
-        row = module.row_dot(soft_gradient, module.softmax(problem, inputs)[0])
-    row = _sum(row, None if grad_lse is None else -grad_lse)
-    row = _sum(row, None if grad_entropy is None else grad_entropy * entropy)
+    soft_gradient = grad_output.sum(0) if problem.straight_through and grad_output is not None else None
+    row = _sum(None if grad_lse is None else -grad_lse, None if grad_entropy is None else grad_entropy * entropy)
     dense = module.backward(
         problem, inputs, lse, grad_output=soft_gradient, row=row, entropy=grad_entropy, needs_mask=needs_mask
     )
@@ -133,6 +129,6 @@ def _backward_flops(
     if straight_through or grad_lse is not None or grad_entropy is not None:
         pairs = library.pairs(query, key, options)
         flops += 2 * pairs * 3 * query[-1]
-        if straight_through:  # the soft output, and the gradient of its weights
-            flops += 2 * pairs * (query[-1] + 2 * value[-1])
+        if straight_through:  # the gradient of the soft weights
+            flops += 2 * pairs * value[-1]
     return flops

@@ -29,11 +29,15 @@ def _backward(grad_output, grad_lse, output, lse, query, key, value, attn_mask, 
     problem = library.describe(
         inputs, *score_options, dropout_p=dropout_p, requires_grad=True, mask_requires_grad=needs_mask
     )
-    module = load(choose(problem, backend))
-    if grad_output is None:
-        gradients = module.backward(problem, inputs, lse, row=-grad_lse, needs_mask=needs_mask)
-    else:
-        gradients = module.softmax_backward(problem, inputs, output, lse, grad_output, grad_lse, needs_mask)
+    gradients = load(choose(problem, backend)).backward(
+        problem,
+        inputs,
+        lse,
+        grad_output=grad_output,
+        output=output,
+        row=None if grad_lse is None else -grad_lse,
+        needs_mask=needs_mask,
+    )
     return library.like_inputs(gradients, inputs, needs_mask)
 
 

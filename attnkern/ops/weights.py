@@ -37,8 +37,7 @@ def _backward(grad_weights, query, key, lse, attn_mask, offsets, seed, *options)
     )
     if problem.weights == "mean":
         grad_weights = grad_weights.unsqueeze(1) / problem.heads
-    row = module.weights_dot(problem, inputs, lse, grad_weights)
-    gradients = module.backward(problem, inputs, lse, grad_weights=grad_weights, row=row, needs_mask=needs_mask)
+    gradients = module.backward(problem, inputs, lse, grad_weights=grad_weights, needs_mask=needs_mask)
     grad_query, grad_key, _, grad_mask = library.like_inputs(gradients, inputs, needs_mask)
     return grad_query, grad_key, grad_mask
 

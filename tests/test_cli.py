@@ -1,0 +1,175 @@
+"""The command line, as a user calls it."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import attnkern
+from attnkern.__main__ import COMMANDS, main
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def fails_in_one_line(capsys, *arguments: str) -> str:
+    """Runs a command that must exit 2 with one line on stderr, and returns that line."""
+    try:
+        code = main(list(arguments))
+    except SystemExit as stop:  # argparse's way
+        code = stop.code
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert len(lines) == 1
+    assert lines[0].startswith("attnkern")
+    return lines[0]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
+def test_help(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 0
+    assert "usage: attnkern" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"attnkern {attnkern.__version__}\n"
+
+
+def test_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "attnkern"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "COMMAND" in done.stderr
+
+
+def test_interrupt_is_quiet(monkeypatch, capsys):
+    def interrupt(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(COMMANDS["info"], "run", interrupt)
+    assert main(["info"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    for word in ("attnkern", "torch", "triton", "backend blocked", "backend reference", "nvcc", "rich"):
+        assert word in out
+
+
+def test_explain_counts_work(capsys):
+    flags = ["--kind", "local", "--window", "1,0", "--heads", "2", "--len-q", "5", "--head-dim", "8"]
+    assert main(["explain", *flags]) == 0
+    out = capsys.readouterr().out
+    pairs = 2 * (1 + 4 * 2)
+    assert f"pairs     {pairs} " in out
+    assert f"MACs      {pairs * 16} " in out
+    assert "blocked" in out
+
+
+def test_explain_hard_gathers_its_values(capsys):
+    assert main(["explain", "--kind", "hard", "--causal", "--heads", "1", "--len-q", "4", "--head-dim", "8"]) == 0
+    assert f"MACs      {10 * 8} " in capsys.readouterr().out
+
+
+def test_explain_named_backend(capsys):
+    assert main(["explain", "--backend", "reference"]) == 0
+    assert "reference runs it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        ("--heads 0", "--heads"),
+        ("--heads 6 --kv-heads 4", "kv_heads"),
+        ("--len-q many", "--len-q"),
+        ("--dtype int8", "--dtype"),
+        ("--kind soft", "--kind"),
+        ("--kind local", "--window"),
+        ("--kind local --window 3", "--window"),
+        ("--kind local --window=-2,0", "window"),
+        ("--window 1,1", "--window"),
+        ("--dropout 2", "dropout"),
+        ("--kind hard --dropout 0.1", "--dropout"),
+        ("--softcap=-1", "softcap"),
+        ("--device cpu --backend nothing", "--backend"),
+        ("--nonsense", "--nonsense"),
+    ],
+)
+def test_explain_refuses(flags, named, capsys):
+    assert named in fails_in_one_line(capsys, "explain", *flags.split())
+
+
+def test_explain_says_why_a_backend_refuses(capsys, monkeypatch):
+    monkeypatch.setattr("attnkern.backends.choose.refusal", lambda name, problem: "of its shape")
+    assert "of its shape" in fails_in_one_line(capsys, "explain", "--backend", "blocked")
+
+
+@pytest.fixture
+def demo_extras():
+    for module in ("rich", "matplotlib", "transformers"):
+        pytest.importorskip(module)
+
+
+def test_demo(demo_extras, capsys, tmp_path):
+    picture = tmp_path / "demo.png"
+    assert main(["demo", "--quick", "--output", str(picture)]) == 0
+    assert picture.read_bytes().startswith(PNG)
+    assert list(tmp_path.iterdir()) == [picture]  # no temporary file left
+    out = capsys.readouterr().out
+    assert "FAIL" not in out
+    for word in ("float64", "global, causal", "local", "hard"):
+        assert word in out
+
+
+def test_demo_fails_on_a_wrong_kernel(demo_extras, capsys, tmp_path, monkeypatch):
+    right = attnkern.local_attention
+    monkeypatch.setattr(attnkern, "local_attention", lambda *tensors, **options: 1.01 * right(*tensors, **options))
+    monkeypatch.setattr("attnkern.commands.demo.bert.absent", lambda name: "not now")
+    assert main(["demo", "--quick", "--output", str(tmp_path / "demo.png")]) == 1
+    assert "FAIL" in capsys.readouterr().out
+
+
+def test_demo_without_the_default_model(demo_extras, monkeypatch):
+    from attnkern.commands.demo import bert
+
+    monkeypatch.setattr(bert, "DEFAULT_MODEL", "no-such-package")
+    assert "no-such-package is not installed" in bert.absent(None)
+    assert bert.absent("any-name") is None
+
+
+def test_demo_with_a_missing_model(demo_extras, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("attnkern.commands.demo.bert._on_hub", lambda name: False)
+    line = fails_in_one_line(capsys, "demo", "--output", str(tmp_path / "demo.png"), "--model", "no-such/model")
+    assert "no-such/model" in line
+
+
+def test_demo_with_corrupt_weights(demo_extras, capsys, tmp_path):
+    from attnkern.commands.demo.bert import DEFAULT_MODEL, find_model
+
+    original = Path(find_model(DEFAULT_MODEL))
+    if not original.is_dir():
+        pytest.skip(f"{DEFAULT_MODEL} is not installed")
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in original.glob("*.json"):
+        shutil.copy(file, model)
+    (model / "model.safetensors").write_bytes((original / "model.safetensors").read_bytes()[:1_000_000])
+    line = fails_in_one_line(capsys, "demo", "--output", str(tmp_path / "demo.png"), "--model", str(model))
+    assert str(model) in line
+
+
+def test_demo_with_a_wrong_output(demo_extras, capsys, tmp_path):
+    assert "--output" in fails_in_one_line(capsys, "demo", "--output", str(tmp_path))
+    assert "--output" in fails_in_one_line(capsys, "demo", "--output", str(tmp_path / "nowhere" / "demo.png"))
+
+
+def test_demo_without_its_extra(capsys, monkeypatch):
+    monkeypatch.setattr("attnkern.commands.demo.missing", lambda *modules: ["rich"])
+    assert "attnkern[demo]" in fails_in_one_line(capsys, "demo")

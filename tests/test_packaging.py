@@ -1,0 +1,38 @@
+"""What importing and installing the package must and must not do."""
+
+import subprocess
+import sys
+
+import pytest
+
+QUIET = """
+import sys
+{statement}
+import torch
+found = [name for name in ("matplotlib", "rich", "transformers", "attnkern.triton_kernels") if name in sys.modules]
+assert not found, found
+assert not torch.cuda.is_initialized()
+"""
+
+
+@pytest.mark.parametrize("statement", ["import attnkern", "import attnkern.__main__"])
+def test_import_is_light(statement):
+    """No plots, no models, no kernels, no GPU."""
+    done = subprocess.run([sys.executable, "-c", QUIET.format(statement=statement)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_plain_commands_need_no_extra():
+    """info and explain run where rich, matplotlib and transformers cannot be imported."""
+    block = "import sys; sys.modules |= dict.fromkeys(['rich', 'matplotlib', 'transformers'])"
+    run = "from attnkern.__main__ import main; sys.exit(main(['info']) or main(['explain']))"
+    done = subprocess.run([sys.executable, "-c", f"{block}\n{run}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_triton_kernels_are_ours():
+    """The folder stands at the top level but is imported from inside the package: its own name belongs to another."""
+    pytest.importorskip("triton")
+    import attnkern.triton_kernels
+
+    assert attnkern.triton_kernels.__name__ == "attnkern.triton_kernels"
