@@ -7,10 +7,12 @@
     attnkern.swap_attention(model)
 """
 
+from attnkern import huggingface, nn
 from attnkern.api import global_attention, hard_attention, local_attention
 from attnkern.backends.choose import explain
 from attnkern.problem import Problem, UnsupportedProblem
 from attnkern.results import Aux, AuxRequest, HardAttention
+from attnkern.swap import SwapReport, restore_attention, swap_attention
 
 __version__ = "0.1.0"
 
@@ -19,9 +21,14 @@ __all__ = [
     "AuxRequest",
     "HardAttention",
     "Problem",
+    "SwapReport",
     "UnsupportedProblem",
     "explain",
     "global_attention",
     "hard_attention",
+    "huggingface",
     "local_attention",
+    "nn",
+    "restore_attention",
+    "swap_attention",
 ]

@@ -5,9 +5,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-import attnkern.ops  # noqa: F401  (registers the operations)
 from attnkern import checks, philox, reference
 from attnkern.backends.choose import choose
+from attnkern.ops.sample import sample_attention
+from attnkern.ops.softmax import softmax_attention
+from attnkern.ops.weights import attention_weights
 from attnkern.problem import Problem
 from attnkern.results import Aux, AuxRequest, HardAttention
 
@@ -143,8 +145,8 @@ def hard_attention(
     Returns:
         HardAttention: output, index, score, lse, entropy, and the property `log_prob`.
     """
-    checks.check_tensors(query, key, value, enable_gqa)
     query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
+    checks.check_tensors(query, key, value, enable_gqa)
     attn_mask = checks.check_mask(attn_mask, query, key)
     query_offset, offsets = checks.check_offset(query_offset, query, key)
     scale = checks.check_scalars(scale, softcap, 0.0, query)
@@ -161,7 +163,7 @@ def hard_attention(
             deterministic=deterministic, straight_through=straight_through, seed=seed,
         )  # fmt: skip
     else:
-        result = torch.ops.attnkern.sample_attention(
+        result = sample_attention(
             query, key, value, attn_mask, offsets, seed, scale, softcap, is_causal, left, right, query_offset,
             draws, deterministic, straight_through, backend,
         )  # fmt: skip
@@ -177,8 +179,8 @@ def _softmax_attention(
     query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
     *, query_offset, softcap, seed, return_aux, backend, window=None, center=None, sigma=None, renormalize=False,
 ):  # fmt: skip
-    checks.check_tensors(query, key, value, enable_gqa)
     query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
+    checks.check_tensors(query, key, value, enable_gqa)
     attn_mask = checks.check_mask(attn_mask, query, key)
     query_offset, offsets = checks.check_offset(query_offset, query, key)
     scale = checks.check_scalars(scale, softcap, dropout_p, query)
@@ -203,11 +205,9 @@ def _softmax_attention(
             weights = weights.mean(1)
     else:
         options = (scale, softcap, is_causal, left, right, query_offset, dropout_p)
-        output, lse = torch.ops.attnkern.softmax_attention(
-            query, key, value, attn_mask, offsets, seed, *options, backend
-        )
+        output, lse = softmax_attention(query, key, value, attn_mask, offsets, seed, *options, backend)
         if aux.weights is not None:
-            weights = torch.ops.attnkern.attention_weights(
+            weights = attention_weights(
                 query, key, lse.detach(), attn_mask, offsets, seed, *options, aux.weights == "mean", backend
             )
     if return_aux is None:
@@ -229,13 +229,13 @@ def _in_compute_dtype(function, query, key, value, attn_mask, **options):
 
 def _autocast(query, key, value, attn_mask):
     """Under autocast, products run in its dtype, as torch's own attention does."""
-    device = query.device.type
-    if not torch.is_autocast_enabled(device) or query.dtype == torch.float64:
+    if not isinstance(query, Tensor) or not torch.is_autocast_enabled(query.device.type):
         return query, key, value, attn_mask
-    dtype = torch.get_autocast_dtype(device)
-    if attn_mask is not None and attn_mask.dtype != torch.bool:
-        attn_mask = attn_mask.to(dtype)
-    return query.to(dtype), key.to(dtype), value.to(dtype), attn_mask
+    dtype = torch.get_autocast_dtype(query.device.type)
+    return tuple(
+        t.to(dtype) if isinstance(t, Tensor) and t.dtype.is_floating_point and t.dtype != torch.float64 else t
+        for t in (query, key, value, attn_mask)
+    )
 
 
 def _seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:

@@ -53,6 +53,9 @@ def check_mask(attn_mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor |
     mask = attn_mask[(None,) * (4 - attn_mask.dim())]
     if any(size not in (1, whole) for size, whole in zip(mask.shape, full)):
         raise ValueError(f"attn_mask must broadcast to (batch, heads, Lq, Lk) = {full}, got {_shape(attn_mask)}")
+    for dim in range(4):  # a mask that was expanded already is taken back
+        if mask.shape[dim] > 1 and mask.stride(dim) == 0:
+            mask = mask.narrow(dim, 0, 1)
     return mask
 
 

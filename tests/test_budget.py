@@ -12,13 +12,13 @@ COMMON = [
     Case((63, 65), (64, 64), heads=(2, 2), mask="float per key", strided=True),
     Case((65, 63), (32, 32), batch=2, heads=(2, 1), mask="padding"),
     Case((111, 111), (80, 80), heads=(2, 2), options={"is_causal": True}, strided=True),
-    Case((1, 1000), (64, 64), options={"is_causal": True, "query_offset": "end"}),
+    Case((1, 1000), (32, 32), heads=(4, 2), options={"is_causal": True, "query_offset": "end"}),
     Case((111, 64), (40, 72), batch=2, heads=(2, 1), mask="float", options={"softcap": 3.0}),
     Case((63, 130), (256, 256), mask="bool"),
-    Case((70, 150), (24, 16), batch=2, heads=(4, 2), mask="float per head", options={"is_causal": True, "query_offset": 20}),
+    Case((70, 150), (24, 16), batch=2, heads=(2, 1), mask="float per head", options={"is_causal": True, "query_offset": 20}),
     Case((130, 70), (16, 16), heads=(2, 2), mask="float per row", options={"query_offset": -40, "is_causal": True}),
 ]
-LARGE = [Case((1000, 1000), (16, 16), mask="float per key"), Case((1000, 111), (128, 128), heads=(2, 1))]
+LARGE = [Case((1000, 300), (16, 16), mask="float per key"), Case((300, 111), (128, 128), heads=(2, 1))]
 WINDOWS = [(3, 5), (16, 0), (-1, 20), (40, -1), (0, 0), (64, 64), (200, 200), (7, 1), (2, -1), (100, 30), (64, 0)]
 
 
@@ -49,8 +49,8 @@ KINDS = [(kind, case) for kind in ("global", "local", "hard") for case in cases_
 @pytest.mark.parametrize("dtype", [FP32, HALF, BF16], ids=["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize(("kind", "case"), KINDS, ids=lambda x: str(x))
 def test_triton(kind, case, dtype, device, poisoned_memory):
-    if device == "cpu" and dtype != FP32 and max(case.lengths) == 1000 and case.lengths[0] > 1:
-        pytest.skip("the interpreter takes a minute; run in float32 here, in every dtype on a GPU")
+    if device == "cpu" and dtype != FP32 and case.lengths[0] > 200:
+        pytest.skip("half a minute in the interpreter; in float32 here, in every dtype on a GPU")
     check(kind, case, "triton", dtype, device)
 
 

@@ -226,6 +226,7 @@ def test_backend_is_obeyed():
         MultiheadAttention(EMBED, HEADS, backend="nothing")(*[torch.zeros(3, 1, EMBED)] * 3)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested")
 def test_nested_tensors_are_refused():
     nested = torch.nested.nested_tensor([torch.zeros(3, EMBED), torch.zeros(2, EMBED)])
     with pytest.raises(AssertionError, match="enable_nested_tensor=False"):

@@ -1,7 +1,9 @@
 """What importing and installing the package must and must not do."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +38,14 @@ def test_triton_kernels_are_ours():
     import attnkern.triton_kernels
 
     assert attnkern.triton_kernels.__name__ == "attnkern.triton_kernels"
+
+
+def test_readme_examples_run():
+    """The README's Python, block after block; but for what loads from a hub."""
+    readme = Path(__file__).parent.parent / "README.md"
+    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    assert len(blocks) > 2
+    names = {}
+    for block in blocks:
+        if "from_pretrained" not in block:
+            exec(block, names)

@@ -55,8 +55,9 @@ def loop_part(PART: tl.constexpr, begin, end, inner_begin, inner_end, BLOCK: tl.
     Every part starts at a multiple of BLOCK.
     """
     loop_begin = begin // BLOCK * BLOCK
+    end = tl.maximum(end, loop_begin)
     inner_begin = tl.minimum(tl.maximum(tl.cdiv(inner_begin, BLOCK) * BLOCK, loop_begin), end)
-    inner_end = tl.maximum(tl.maximum(inner_end, 0) // BLOCK * BLOCK, inner_begin)
+    inner_end = tl.maximum(tl.minimum(tl.maximum(inner_end, 0), end) // BLOCK * BLOCK, inner_begin)
     if PART == 0:
         return loop_begin, inner_begin
     elif PART == 1:

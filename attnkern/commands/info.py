@@ -39,7 +39,7 @@ def environment() -> list[tuple[str, str]]:
         ("python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"),
         ("torch", torch.__version__),
         ("triton", _version("triton") or "not installed"),
-        ("cpu", f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"),
+        ("cpu", f"{torch.backends.cpu.get_cpu_capability()}, threads: {torch.get_num_threads()}"),
     ]
     for index in range(torch.cuda.device_count()):
         chip = torch.cuda.get_device_properties(index)

@@ -1,5 +1,8 @@
 """The torch.library namespace `attnkern::`, and what every operation in it shares."""
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -19,8 +22,35 @@ def define(schema: str, implementation, fake) -> None:
     """Registers one operation for every device."""
     name = schema.split("(")[0]
     library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    library.impl(name, implementation, "CompositeExplicitAutograd")
+    library.impl(name, _without_autocast(implementation), "CompositeExplicitAutograd")
     torch.library.register_fake(f"attnkern::{name}", fake, lib=library)
+
+
+def _without_autocast(implementation: Callable) -> Callable:
+    """The API has chosen the dtype; products inside must not choose again."""
+
+    @functools.wraps(implementation)
+    def run(*args):
+        device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+        if not torch.is_autocast_enabled(device):
+            return implementation(*args)
+        with torch.autocast(device, enabled=False):
+            return implementation(*args)
+
+    return run
+
+
+def differentiable(name: str, setup_context, backward) -> Callable:
+    """Registers an operation's backward; returns what to call, which torch.func's transforms accept as well."""
+    operation = getattr(torch.ops.attnkern, name)
+    torch.library.register_autograd(f"attnkern::{name}", backward, setup_context=setup_context)
+    members = {
+        "generate_vmap_rule": True,
+        "forward": staticmethod(lambda *args: operation(*args)),
+        "setup_context": staticmethod(setup_context),
+        "backward": staticmethod(backward),
+    }
+    return type(name, (torch.autograd.Function,), members).apply
 
 
 def describe(inputs: Inputs, scale, softcap, causal, left, right, query_offset, **choices) -> Problem:

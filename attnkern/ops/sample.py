@@ -9,6 +9,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from attnkern.backends.choose import choose, load
 from attnkern.ops import library
+from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Gradients, Inputs, new_output
 
 INPUTS = len(Inputs._fields)
@@ -108,7 +109,12 @@ library.define(
     _backward,
     _fake_backward,
 )
-torch.library.register_autograd("attnkern::sample_attention", _autograd, setup_context=_setup_context)
+sample_attention = library.differentiable("sample_attention", _setup_context, _autograd)
+_BATCHED = dict.fromkeys(("query", "key", "value", "attn_mask", "offsets"), 0)
+fold_into_batch("sample_attention", _BATCHED, (1, 1, 1, 0, 0))
+_BATCHED |= dict.fromkeys(("grad_output", "grad_score", "index", "score"), 1)
+_BATCHED |= dict.fromkeys(("grad_lse", "grad_entropy", "lse", "entropy"), 0)
+fold_into_batch("sample_attention_backward", _BATCHED, (0, 0, 0, 0), mask_gradient=3)
 
 
 @register_flop_formula(torch.ops.attnkern.sample_attention)

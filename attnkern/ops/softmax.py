@@ -6,6 +6,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from attnkern.backends.choose import choose, load
 from attnkern.ops import library
+from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Inputs, new_output
 
 INPUTS = len(Inputs._fields)
@@ -76,7 +77,11 @@ library.define(
     _backward,
     _fake_backward,
 )
-torch.library.register_autograd("attnkern::softmax_attention", _autograd, setup_context=_setup_context)
+softmax_attention = library.differentiable("softmax_attention", _setup_context, _autograd)
+_BATCHED = dict.fromkeys(("query", "key", "value", "attn_mask", "offsets"), 0)
+fold_into_batch("softmax_attention", _BATCHED, (0, 0))
+_BATCHED |= dict.fromkeys(("grad_output", "grad_lse", "output", "lse"), 0)
+fold_into_batch("softmax_attention_backward", _BATCHED, (0, 0, 0, 0), mask_gradient=3)
 
 
 @register_flop_formula(torch.ops.attnkern.softmax_attention)

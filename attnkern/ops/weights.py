@@ -5,6 +5,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from attnkern.backends.choose import choose, load
 from attnkern.ops import library
+from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Inputs
 
 # the lse is a constant here: the backward differentiates the whole softmax
@@ -73,7 +74,10 @@ library.define(
     _backward,
     _fake_backward,
 )
-torch.library.register_autograd("attnkern::attention_weights", _autograd, setup_context=_setup_context)
+attention_weights = library.differentiable("attention_weights", _setup_context, _autograd)
+_BATCHED = dict.fromkeys(("query", "key", "lse", "attn_mask", "offsets"), 0)
+fold_into_batch("attention_weights", _BATCHED, (0,))
+fold_into_batch("attention_weights_backward", _BATCHED | {"grad_weights": 0}, (0, 0, 0), mask_gradient=2)
 
 
 @register_flop_formula(torch.ops.attnkern.attention_weights)

@@ -1,7 +1,7 @@
 """Run everything once on this machine: a real BERT, errors, speed, and a picture of it."""
 
 import argparse
-import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -34,14 +34,14 @@ def run(arguments: argparse.Namespace) -> int:
     if reason := bert.absent(arguments.model):
         show.note(f"BERT skipped: {reason}")
     else:
-        result = show.working("embedding sentences", bert.compare, arguments.model, where, 0.5 if quick else 4.0)
+        result = show.working("embedding sentences", bert.compare, arguments.model, where, 0.2 if quick else 2.0)
         show.bert(result)
 
     checks = show.working("checking errors", accuracy.check, where, DTYPES[:1] if quick else DTYPES)
     show.checks(checks)
 
     lengths = speed.QUICK_LENGTHS if quick else speed.LENGTHS[where]
-    rows = show.progress("timing", speed.measure(where, lengths, 0.1 if quick else 1.0), speed.count(lengths))
+    rows = show.progress("timing", speed.measure(where, lengths, 0.1 if quick else 0.6), speed.count(lengths))
     show.speed(rows, where)
 
     try:
@@ -58,7 +58,7 @@ def _check_output(path: Path) -> None:
     """Refuses early what could not be written late."""
     if path.is_dir():
         raise CommandError(f"--output {path} is a folder: name a PNG file")
-    if not path.parent.is_dir():
-        raise CommandError(f"--output {path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise CommandError(f"--output {path}: the folder {path.parent} is not writable")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise CommandError(f"--output {path}: cannot write into {path.parent}: {error.strerror}") from None

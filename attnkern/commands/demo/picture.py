@@ -21,16 +21,17 @@ def save(path: Path, title: str, speed: list[SpeedRow], checks: list[Check]) -> 
         OSError: it cannot be written.
     """
     kinds = list(dict.fromkeys(row.kind for row in speed))
-    figure = Figure(figsize=(14, 4.6), layout="constrained")
+    figure = Figure(figsize=(14, 4.8), layout="constrained")
     figure.suptitle(title)
     *panels, last = figure.subplots(1, len(kinds) + 1)
     for kind, panel in zip(kinds, panels):
+        if panel is not panels[0]:
+            panel.sharey(panels[0])
         _draw_times(panel, kind, [row for row in speed if row.kind == kind])
-        panel.sharey(panels[0])
     panels[0].set_ylabel("milliseconds")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=6, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False)
     _draw_errors(last, checks)
-    figure.legend(*last.get_legend_handles_labels(), loc="outside lower right", ncols=4, frameon=False)
+    figure.legend(*last.get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False)
 
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:

@@ -21,7 +21,7 @@ SENTENCE_SHOWN = 68  # characters
 
 def title(device: str) -> str:
     """Device, version and date, for the picture."""
-    name = torch.cuda.get_device_name() if device == "cuda" else f"a CPU, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name() if device == "cuda" else f"a CPU, threads: {torch.get_num_threads()}"
     return f"attnkern on {name}, torch {torch.__version__}, {date.today()}"
 
 
@@ -97,7 +97,7 @@ def speed(rows: list[SpeedRow], device: str) -> None:
         console.print(table)
     note(f"{SDPA}: torch's own attention, with a band mask for local; there is none for hard")
     if any(None in row.seconds.values() for row in rows):
-        note(f"skipped: naive torch would need more than {NAIVE_BYTES[device] / 2**30:.0f} GiB")
+        note(f"skipped: naive torch would need more than {NAIVE_BYTES[device] / 2**30:g} GiB")
 
 
 def _times(row: SpeedRow) -> list[str | Text]:

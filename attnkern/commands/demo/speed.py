@@ -18,7 +18,7 @@ HEADS = {"cpu": 2, "cuda": 16}
 DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}
 LENGTHS = {"cpu": (512, 1024, 2048, 4096), "cuda": (1024, 2048, 4096, 8192, 16384)}
 QUICK_LENGTHS = (256, 512)
-NAIVE_BYTES = {"cpu": 2 << 30, "cuda": 16 << 30}  # naive torch is skipped where it would take more
+NAIVE_BYTES = {"cpu": 1 << 29, "cuda": 16 << 30}  # naive torch is skipped where it would take more
 FORWARD, BOTH = PHASES = ("forward", "forward + backward")
 NAIVE_MATRICES = {FORWARD: 3, BOTH: 6}  # of scores, that naive torch holds at once
 OURS, SDPA, NAIVE = "attnkern", "SDPA", "naive"
