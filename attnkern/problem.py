@@ -167,7 +167,7 @@ class Gradients(NamedTuple):
     attn_mask: Tensor | None = None
 
 
-def new_output(query: Tensor, value: Tensor) -> Tensor:
-    """An output `(B, H, Lq, Ev)`, stored `(B, Lq, H, Ev)` so that merging the heads is a view."""
+def new_output(query: Tensor, value: Tensor, *draws: int) -> Tensor:
+    """An output `(*draws, B, H, Lq, Ev)`, stored `(*draws, B, Lq, H, Ev)` so that merging the heads is a view."""
     batch, heads, len_q, _ = query.shape
-    return query.new_empty(batch, len_q, heads, value.shape[-1]).transpose(1, 2)
+    return query.new_empty(*draws, batch, len_q, heads, value.shape[-1]).transpose(-3, -2)

@@ -39,7 +39,7 @@ def scores(
     An infinite score counts as the largest finite one, so that several share the row.
     """
     len_q, len_k = query.shape[-2], key.shape[-2]
-    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    key = _per_query_head(key, query)
     allowed = _allowed(len_q, len_k, is_causal, window, query_offset, center, query.device)
     if attn_mask is not None:
         allowed = allowed & (attn_mask if attn_mask.dtype == torch.bool else attn_mask != NEG_INF)
@@ -97,7 +97,7 @@ def softmax_attention(
     if dropout_p:
         keep = _dropout_keep(weights, dropout_p, seed)
         weights = torch.where(keep, weights / (1 - dropout_p), 0.0) if dropout_p < 1 else weights * 0
-    value = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+    value = _per_query_head(value, query)
     value = torch.where((score != NEG_INF).any(-2)[..., None], value, 0.0)
     return weights @ value, lse, weights
 
@@ -118,7 +118,7 @@ def hard_attention(
     """Sampled (or argmax) attention; `index` forces the draws, `(S, B, H, Lq)`."""
     score = scores(query, key, attn_mask, **score_options)
     weights, lse = softmax(score)
-    log_weights = torch.where(score == NEG_INF, 0.0, score - lse[..., None])
+    log_weights = torch.where(weights > 0, score - lse[..., None], 0.0)
     entropy = -(weights * log_weights).sum(-1)
     if index is None:
         index = argmax(score).expand(num_samples, -1, -1, -1) if deterministic else sample(score, num_samples, seed)
@@ -129,7 +129,7 @@ def hard_attention(
     else:
         picked = score.expand(num_samples, *score.shape).gather(-1, index.clamp(min=0)[..., None]).squeeze(-1)
     one_hot = index[..., None] == torch.arange(score.shape[-1], device=score.device)
-    value = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+    value = _per_query_head(value, query)
     value = torch.where((score != NEG_INF).any(-2)[..., None], value, 0.0)
     output = one_hot.to(value.dtype) @ value
     if straight_through:
@@ -192,6 +192,10 @@ def _allowed(len_q, len_k, is_causal, window, query_offset, center, device) -> T
     if right >= 0:
         allowed = allowed & (j <= middle + right)
     return allowed & (j <= at) if is_causal else allowed
+
+
+def _per_query_head(tensor: Tensor, query: Tensor) -> Tensor:
+    return tensor.repeat_interleave(query.shape[1] // max(1, tensor.shape[1]), dim=1)
 
 
 def _log_gaussian(query, key, query_offset, center, sigma) -> Tensor:

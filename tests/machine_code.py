@@ -1,12 +1,13 @@
 """Compiles the Triton kernels for GPUs that are not there, and reads registers and spills off the cubin.
 
-    python tests/machine_code.py 80 90 100 120       a table, one line per kernel
+    python -m tests.machine_code 80 90 100 120 --head-dims 64 128 --dtypes bfloat16 float32
 """
 
+import argparse
+import itertools
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -22,7 +23,7 @@ TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", t
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
-def launches(head_dim: int, dtype: torch.dtype, causal: bool) -> dict:
+def launches(head_dim: int, dtype: torch.dtype, causal: bool, capability: int) -> dict:
     """Every kernel's arguments and default config for a self-attention, as the host side fills them."""
     problem = Problem(
         len_q=256, batch=2, heads=2, head_dim=head_dim, dtype=dtype, device="cuda", causal=causal, requires_grad=True
@@ -33,7 +34,7 @@ def launches(head_dim: int, dtype: torch.dtype, causal: bool) -> dict:
     found = {}
 
     def record(kernel, programs, problem, arguments):
-        config = backend.tuning.candidates(kernel.__name__, problem)[0]
+        config = backend.tuning.candidates(kernel.__name__, problem, capability)[0]
         named = {key: arguments[key] for key in kernel.arg_names if key in arguments}
         tiles = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
         found[kernel.__name__] = kernel, config, named | {k: v for k, v in tiles.items() if k in kernel.arg_names}
@@ -41,7 +42,7 @@ def launches(head_dim: int, dtype: torch.dtype, causal: bool) -> dict:
     original, backend._launch = backend._launch, record
     try:
         output, _ = backend.softmax(problem, inputs)
-        backend.backward(problem, inputs, lse, grad_output=output, row=lse)
+        backend.backward(problem, inputs, lse, grad_output=output)
         backend.weights(problem, inputs, lse)
         backend.sample(problem, inputs)
     finally:
@@ -82,17 +83,18 @@ def resources(kernel, config, arguments: dict, capability: int) -> dict:
 
 
 def survey(capabilities, head_dims, dtypes, causals=(False, True)):
-    for head_dim in head_dims:
-        for dtype in dtypes:
-            for causal in causals:
-                for name, (kernel, config, arguments) in launches(head_dim, dtype, causal).items():
-                    for capability in capabilities:
-                        case = {"kernel": name, "sm": capability, "head_dim": head_dim, "causal": causal}
-                        case |= {"dtype": TYPES[dtype], "config": config}
-                        yield case | resources(kernel, config, arguments, capability)
+    for capability, head_dim, dtype, causal in itertools.product(capabilities, head_dims, dtypes, causals):
+        for name, (kernel, config, arguments) in launches(head_dim, dtype, causal, capability).items():
+            case = {"kernel": name, "sm": capability, "head_dim": head_dim, "causal": causal}
+            case |= {"dtype": TYPES[dtype], "config": config}
+            yield case | resources(kernel, config, arguments, capability)
 
 
 if __name__ == "__main__":
-    sms, dims, dtypes = json.loads(sys.argv[1]), json.loads(sys.argv[2]), [getattr(torch, d) for d in json.loads(sys.argv[3])]
-    for found in survey(sms, dims, dtypes):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("capabilities", type=int, nargs="+", help="80, 90, 100, 120")
+    parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
+    options = parser.parse_args()
+    for found in survey(options.capabilities, options.head_dims, [getattr(torch, name) for name in options.dtypes]):
         print(json.dumps(found), flush=True)

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from attnkern import philox
+from attnkern.triton_kernels.random import dropout_keep
 
 ONES = 0xFFFFFFFF
 # Random123's kat_vectors for philox4x32-10: counter, key, result
@@ -60,24 +63,21 @@ def test_seed_uses_all_64_bits():
     assert len(words) == 5
 
 
+@triton.jit
+def store_dropout(seed, result, threshold, KEYS_FIRST: tl.constexpr):
+    keep = dropout_keep(tl.load(seed), tl.full((), 5, tl.int32), 32, 64, threshold, 16, 64, KEYS_FIRST)
+    rows, keys = tl.arange(0, 16), tl.arange(0, 64)
+    if KEYS_FIRST:
+        tl.store(result + rows[None, :] * 64 + keys[:, None], keep.to(tl.int32))
+    else:
+        tl.store(result + rows[:, None] * 64 + keys[None, :], keep.to(tl.int32))
+
+
 @pytest.mark.parametrize("keys_first", [False, True])
 def test_triton_draws_the_same_dropout(device, keys_first):
-    triton = pytest.importorskip("triton")
-    tl = triton.language
-    from attnkern.triton_kernels.random import dropout_keep
-
-    @triton.jit
-    def kernel(seed, result, threshold, KEYS_FIRST: tl.constexpr):
-        keep = dropout_keep(tl.load(seed), 5, 32, 64, threshold, 16, 64, KEYS_FIRST)
-        rows, keys = tl.arange(0, 16), tl.arange(0, 64)
-        if KEYS_FIRST:
-            tl.store(result + rows[None, :] * 64 + keys[:, None], keep.to(tl.int32))
-        else:
-            tl.store(result + rows[:, None] * 64 + keys[None, :], keep.to(tl.int32))
-
     seed = torch.tensor(-(2**61) + 12345, device=device)
     result = torch.empty(16, 64, dtype=torch.int32, device=device)
-    kernel[(1,)](seed, result, philox.dropout_threshold(0.25), keys_first)
+    store_dropout[(1,)](seed, result, philox.dropout_threshold(0.25), keys_first)
     expected = philox.dropout_keep(
         seed, torch.arange(32, 48, device=device), torch.tensor([5], device=device), (64, 128), 0.25
     )

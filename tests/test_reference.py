@@ -74,16 +74,17 @@ def test_gradcheck(name):
 @pytest.mark.parametrize("straight_through", [False, True])
 def test_hard_gradcheck(straight_through):
     query, key, value = tensors(3, 70)
-    index = reference.hard_attention(query, key, value, num_samples=2, seed=SEED).index
+    options = {"num_samples": 2, "window": (-1, 66)}
+    index = reference.hard_attention(query, key, value, seed=SEED, **options).index
 
     def run(query, key, value):
-        hard = reference.hard_attention(query, key, value, num_samples=2, index=index, window=(-1, 66))
+        hard = reference.hard_attention(query, key, value, index=index, **options)
         return hard.output, hard.score, hard.lse, hard.entropy
 
     assert torch.autograd.gradcheck(run, (query, key, value), fast_mode=True)
     if straight_through:  # finite differences of the draw are 0; the soft output's gradient is what passes
-        hard = reference.hard_attention(query, key, value, num_samples=2, index=index, straight_through=True)
-        soft = reference.softmax_attention(query, key, value)[0]
+        hard = reference.hard_attention(query, key, value, index=index, straight_through=True, **options)
+        soft = reference.softmax_attention(query, key, value, window=(-1, 66))[0]
         got = torch.autograd.grad(hard.output.sum(), (query, key))
         torch.testing.assert_close(got, torch.autograd.grad(2 * soft.sum(), (query, key)))
 

@@ -67,7 +67,7 @@ def score_gradient(
     )  # fmt: skip
     gradient -= tl.load(row + i, mask=i < len_q, other=0.0)
     if HAS_ENTROPY:
-        surprise = tl.maximum(score - lse, FAR) * (1 / UNIT)
+        surprise = tl.minimum(tl.maximum(score - lse, FAR), 0.0) * (1 / UNIT)
         gradient -= tl.load(entropy + i, mask=i < len_q, other=0.0) * surprise
     gradient *= weight
     if MASKED:  # a hidden value may hold anything, NaN included

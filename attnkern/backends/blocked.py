@@ -13,6 +13,7 @@ from attnkern.backends.tiles import NEG_INF, Block, Tile, blocks, exp_
 from attnkern.problem import Gradients, Inputs, Problem, new_output
 
 name = "blocked"
+FAR = -1e4  # its exponential is 0, and 0 * FAR is not NaN
 sparse_backward = sparse.backward
 
 
@@ -126,9 +127,9 @@ def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Te
         for keys in block.key_tiles(align=philox.SAMPLE_BLOCK):
             scores = block.tile(keys).scores
             new_top = torch.maximum(top, scores.amax(-1, keepdim=True))
-            drop = top - new_top
+            drop = (top - new_top).clamp_(min=FAR)
             decay = drop.exp()
-            distance = (scores - new_top).clamp_(min=-1e4)  # -inf * 0 below would be NaN
+            distance = (scores - new_top).clamp_(min=FAR)
             mass = exp_(distance.clone())
             surprise = decay * (surprise + drop * total) + distance.mul_(mass).sum(-1, keepdim=True)
             before = total * decay
@@ -170,8 +171,8 @@ class _RowTerms:
         """Weights after dropout, and dS. whole_row: the tile holds all keys of its rows, so their mean is at hand."""
         gradient, dropout = self._weight_gradient(tile)
         surprise = None
-        if self.entropy is not None:  # -inf * 0 would be NaN
-            surprise = (tile.scores - self.lse.unsqueeze(-1)).clamp_(min=-1e4).mul_(self.entropy)
+        if self.entropy is not None:
+            surprise = (tile.scores - self.lse.unsqueeze(-1)).clamp_(min=FAR).mul_(self.entropy)
         weights = tile.weights(self.lse)
         dropped = weights if dropout is None else weights * dropout
         if gradient is None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attnkern.problem import UNLIMITED, Gradients, Inputs, Problem
+from attnkern.problem import UNLIMITED, Gradients, Inputs, Problem, new_output
 
 NEG_INF = float("-inf")
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -36,6 +36,8 @@ def forward(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     query, key, value, bias, empty = _prepared(problem, inputs)
     output, lse = _forward(query, key, value, 0.0, problem.causal, attn_mask=bias, scale=problem.scale)
     lse = lse.contiguous()
+    wanted = new_output(inputs.query, inputs.value)
+    output = output if output.stride() == wanted.stride() else wanted.copy_(output)
     return output, lse if empty is None else lse.masked_fill_(empty, NEG_INF)
 
 

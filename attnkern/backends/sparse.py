@@ -8,23 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnkern.problem import Gradients, Inputs, Problem
+from attnkern.problem import Gradients, Inputs, Problem, new_output
 
 
 def gather(inputs: Inputs, index: Tensor) -> Tensor:
     """The values at `index` `(S, B, H, Lq)`: `(S, B, H, Lq, Ev)`, 0 where index is -1."""
     value, draws = inputs.value, index.shape[0]
-    batch, kv_heads, len_k, width = value.shape
-    shape = (*index.shape, width)
-    # stored like every other output, heads next to their features
-    output = value.new_zeros(draws, shape[1], shape[3], shape[2], width).transpose(2, 3)
-    if 0 in shape or len_k == 0:
-        return output
+    _, kv_heads, len_k, width = value.shape
+    output = new_output(inputs.query, value, draws)
+    if output.numel() == 0 or len_k == 0:
+        return output.zero_()
     for r in range(draws):
         per_kv_head = index[r].unflatten(1, (kv_heads, -1)).flatten(2)
         rows = per_kv_head.clamp(min=0)[..., None].expand(-1, -1, -1, width)
         picked = value.gather(2, rows).masked_fill_((per_kv_head < 0)[..., None], 0)
-        output[r] = picked.view(shape[1:])
+        output[r] = picked.view(output.shape[1:])
     return output
 
 

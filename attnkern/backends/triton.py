@@ -234,9 +234,10 @@ def _config(kernel, problem: Problem, run=None) -> tuning.Config:
     def measure(config: tuning.Config) -> float:
         return triton.testing.do_bench(lambda: run(config), warmup=5, rep=20)
 
+    major, minor = torch.cuda.get_device_capability()
     if run is None:
-        return tuning.candidates(kernel.__name__, problem)[0]
-    return tuning.config(kernel.__name__, problem, torch.cuda.get_device_name(), measure)
+        return tuning.candidates(kernel.__name__, problem, 10 * major + minor)[0]
+    return tuning.config(kernel.__name__, problem, torch.cuda.get_device_name(), 10 * major + minor, measure)
 
 
 def _arguments(problem: Problem, inputs: Inputs) -> dict:

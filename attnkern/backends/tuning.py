@@ -28,12 +28,14 @@ class Config(NamedTuple):
 
 INTERPRETER = Config(64, 64)  # every operation costs the same there, whatever its size
 
-# kernel -> largest padded head size -> candidates, 16-bit types
-TABLE: dict[str, dict[int, tuple[Config, ...]]] = {
+# kernel -> largest head size -> candidates
+Table = dict[str, dict[int, tuple[Config, ...]]]
+
+SIXTEEN_BIT: Table = {
     "softmax_forward": {
-        64: (Config(128, 64, 4, 3), Config(128, 128, 4, 3), Config(64, 64, 4, 3)),
+        64: (Config(64, 64, 4, 3), Config(128, 64, 8, 3), Config(128, 128, 8, 3)),
         128: (Config(128, 64, 8, 3), Config(128, 128, 8, 2), Config(64, 64, 4, 2)),
-        256: (Config(64, 64, 8, 2), Config(64, 32, 4, 2)),
+        256: (Config(64, 32, 4, 2), Config(64, 64, 8, 2)),
     },
     "backward_query": {
         64: (Config(128, 64, 8, 2), Config(64, 64, 4, 2)),
@@ -41,38 +43,65 @@ TABLE: dict[str, dict[int, tuple[Config, ...]]] = {
         256: (Config(32, 32, 8, 1), Config(64, 32, 8, 1)),
     },
     "backward_key_value": {
-        64: (Config(64, 64, 8, 2), Config(64, 128, 8, 2)),
+        64: (Config(32, 64, 8, 2), Config(64, 64, 8, 2), Config(64, 128, 8, 2)),
         128: (Config(32, 64, 8, 2), Config(64, 128, 8, 2)),
         256: (Config(32, 32, 8, 1),),
     },
+    "weighted_mean": {64: (Config(64, 64, 4, 2),), 128: (Config(64, 64, 8, 2),), 256: (Config(32, 32, 8, 1),)},
     "backward_mask": {64: (Config(64, 64, 8, 1),), 128: (Config(64, 64, 8, 1),), 256: (Config(32, 32, 4, 1),)},
     "attention_weights": {64: (Config(64, 64, 4, 1),), 128: (Config(64, 64, 4, 1),), 256: (Config(64, 32, 4, 1),)},
-    "weighted_mean": {64: (Config(64, 64, 4, 1),), 128: (Config(64, 64, 4, 1),), 256: (Config(64, 32, 4, 1),)},
     "sample_forward": {
         64: (Config(128, 64, 8, 3), Config(64, 64, 4, 3)),
         128: (Config(128, 64, 8, 2), Config(64, 64, 8, 2)),
-        256: (Config(64, 64, 8, 1),),
+        256: (Config(64, 64, 8, 1), Config(32, 64, 4, 1)),
     },
 }
 
+# on sm_90 the matrix unit reads operands from shared memory, which leaves registers for larger tiles
+HOPPER: Table = {
+    "softmax_forward": {
+        64: (Config(128, 64, 4, 3), Config(128, 128, 8, 3), Config(64, 64, 4, 3)),
+        128: SIXTEEN_BIT["softmax_forward"][128],
+        256: (Config(64, 64, 8, 2), Config(128, 64, 8, 2)),
+    },
+    "backward_key_value": {
+        64: (Config(64, 64, 8, 2), Config(32, 64, 8, 2), Config(64, 128, 8, 2)),
+        128: SIXTEEN_BIT["backward_key_value"][128],
+        256: SIXTEEN_BIT["backward_key_value"][256],
+    },
+}
 
-def candidates(kernel: str, problem: Problem) -> tuple[Config, ...]:
-    """The kernel's row of the table. 32-bit types take half the tile, to fit the same memory."""
+# products without tensor cores keep their operands in registers
+THIRTY_TWO_BIT: Table = {
+    "softmax_forward": {64: (Config(32, 32, 8, 1),), 128: (Config(32, 16, 8, 1),), 256: (Config(16, 16, 8, 1),)},
+    "backward_query": {64: (Config(16, 16, 8, 1),), 128: (Config(16, 16, 8, 1),), 256: (Config(16, 16, 8, 1),)},
+    "backward_key_value": {64: (Config(16, 32, 8, 1),), 128: (Config(16, 16, 8, 1),), 256: (Config(16, 16, 8, 1),)},
+    "weighted_mean": {64: (Config(16, 16, 8, 1),), 128: (Config(16, 16, 8, 1),), 256: (Config(16, 16, 8, 1),)},
+    "backward_mask": {64: (Config(16, 16, 8, 1),), 128: (Config(16, 16, 8, 1),), 256: (Config(16, 16, 8, 1),)},
+    "attention_weights": {64: (Config(32, 32, 8, 1),), 128: (Config(32, 16, 8, 1),), 256: (Config(16, 16, 8, 1),)},
+    "sample_forward": {64: (Config(32, 64, 8, 1),), 128: (Config(16, 64, 8, 1),), 256: (Config(16, 64, 8, 1),)},
+}
+
+
+def candidates(kernel: str, problem: Problem, capability: int) -> tuple[Config, ...]:
+    """The kernel's row of the table, for compute capability 80, 90, 100, ..."""
+    if problem.dtype.itemsize > 2:
+        row = THIRTY_TWO_BIT[kernel]
+    else:
+        row = (HOPPER if capability == 90 else {}).get(kernel, SIXTEEN_BIT[kernel])
     width = max(problem.head_dim, problem.value_dim)
-    row = next(configs for limit, configs in TABLE[kernel].items() if width <= limit)
-    if problem.dtype.itemsize == 2:
-        return row
-    halved = (c._replace(block_m=max(16, c.block_m // 2), block_n=max(16, c.block_n // 2), num_stages=1) for c in row)
-    return tuple(dict.fromkeys(halved))
+    return next(configs for limit, configs in row.items() if width <= limit)
 
 
-def config(kernel: str, problem: Problem, device_name: str, measure: Callable[[Config], float]) -> Config:
+def config(
+    kernel: str, problem: Problem, device_name: str, capability: int, measure: Callable[[Config], float]
+) -> Config:
     """The config to launch with: cached, measured if asked to, else the table's first.
 
     Args:
         measure: runs the kernel with a config, returns its time; raises if the config does not fit.
     """
-    row = candidates(kernel, problem)
+    row = candidates(kernel, problem, capability)
     place = _place(kernel, problem, device_name)
     known = _known().get(place)
     if known is not None:

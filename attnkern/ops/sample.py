@@ -36,10 +36,9 @@ def _forward(query, key, value, attn_mask, offsets, seed, *options):
 
 def _fake_forward(query, key, value, attn_mask, offsets, seed, *options):
     draws, rows, dtype = options[-4], library.row_shape(query), library.compute_dtype(query)
-    output = query.new_empty(draws, *new_output(query, value).transpose(1, 2).shape).transpose(2, 3)
     index = query.new_empty(draws, *rows, dtype=torch.int64)
     score = query.new_empty(draws, *rows, dtype=dtype)
-    return output, index, score, query.new_empty(rows, dtype=dtype), query.new_empty(rows, dtype=dtype)
+    return new_output(query, value, draws), index, score, query.new_empty(rows, dtype=dtype), query.new_empty(rows, dtype=dtype)
 
 
 def _backward(

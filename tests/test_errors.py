@@ -1,0 +1,129 @@
+"""Bad input: an error that names the argument, what was expected and what came, before any work."""
+
+import math
+
+import pytest
+import torch
+
+import attnkern
+from attnkern import AuxRequest, Problem, UnsupportedProblem
+
+Q = torch.zeros(2, 4, 5, 16)
+K = torch.zeros(2, 4, 7, 16)
+V = torch.zeros(2, 4, 7, 8)
+
+
+def call(function=attnkern.global_attention, query=Q, key=K, value=V, **options):
+    return function(query, key, value, **options)
+
+
+def local(**options):
+    return call(attnkern.local_attention, **options)
+
+
+def hard(**options):
+    return call(attnkern.hard_attention, **options)
+
+
+WRONG = [
+    (lambda: call(query=[1.0]), TypeError, "query"),
+    (lambda: call(query=Q[0]), ValueError, "query must have 4 dimensions"),
+    (lambda: call(query=Q.int(), key=K.int(), value=V.int()), TypeError, "floating-point"),
+    (lambda: call(key=K.double()), TypeError, "key must have the dtype of query"),
+    (lambda: call(key=K.to("meta")), ValueError, "key must be on the device"),
+    (lambda: call(key=K[:1]), ValueError, "key must have the batch size"),
+    (lambda: call(key=K[..., :8]), ValueError, "key must have the features of query, 16"),
+    (lambda: call(query=Q[..., :0], key=K[..., :0]), ValueError, "at least one feature"),
+    (lambda: call(value=V[:, :, :3]), ValueError, "value must have the heads and length of key"),
+    (lambda: call(key=K[:, :2], value=V[:, :2]), ValueError, "enable_gqa"),
+    (lambda: call(key=K[:, :3], value=V[:, :3], enable_gqa=True), ValueError, "multiple of key's 3"),
+    (lambda: call(attn_mask="causal"), TypeError, "attn_mask"),
+    (lambda: call(attn_mask=torch.zeros(5, 7).int()), TypeError, "attn_mask must be bool"),
+    (lambda: call(attn_mask=torch.zeros(5, 6)), ValueError, r"attn_mask must broadcast .* \(2, 4, 5, 7\)"),
+    (lambda: call(attn_mask=torch.zeros(1, 2, 4, 5, 7)), ValueError, "at most 4"),
+    (lambda: call(attn_mask=torch.zeros(5, 7, device="meta")), ValueError, "attn_mask must be on the device"),
+    (lambda: call(dropout_p=1.5), ValueError, "dropout_p must be between 0 and 1, got 1.5"),
+    (lambda: call(dropout_p=-0.1), ValueError, "dropout_p"),
+    (lambda: call(scale=math.nan), ValueError, "scale must be finite"),
+    (lambda: call(softcap=-1.0), ValueError, "softcap"),
+    (lambda: call(softcap=math.inf), ValueError, "softcap"),
+    (lambda: call(query_offset="start"), ValueError, "query_offset"),
+    (lambda: call(query_offset=1.5), TypeError, "query_offset"),
+    (lambda: call(query_offset=torch.zeros(3).long()), ValueError, r"query_offset must have shape \(2,\)"),
+    (lambda: call(query_offset=torch.zeros(2)), TypeError, "query_offset"),
+    (lambda: call(seed=1.0), TypeError, "seed"),
+    (lambda: call(seed=2**70), ValueError, "seed"),
+    (lambda: call(seed=torch.zeros(2).long()), ValueError, "seed"),
+    (lambda: call(return_aux=True), TypeError, "return_aux"),
+    (lambda: call(return_aux=AuxRequest(weights="sum")), ValueError, "weights"),
+    (lambda: call(backend="cudnn"), ValueError, "backend must be None or one of"),
+    (lambda: local(), TypeError, "window"),
+    (lambda: local(window=None), TypeError, "window"),
+    (lambda: local(window=3), TypeError, "window must be a pair"),
+    (lambda: local(window=(1, 2, 3)), TypeError, "window"),
+    (lambda: local(window=(-2, 0)), ValueError, "window"),
+    (lambda: local(window=(1.0, 2)), TypeError, "window"),
+    (lambda: local(window=(1, 1), center=torch.zeros(5)), ValueError, "center must have shape"),
+    (lambda: local(window=(1, 1), center=torch.zeros(2, 4, 5).long()), TypeError, "center"),
+    (lambda: local(window=(1, 1), sigma=0.0), ValueError, "sigma must be positive"),
+    (lambda: local(window=(1, 1), renormalize=True), ValueError, "renormalize"),
+    (lambda: hard(num_samples=0), ValueError, "num_samples must be at least 1, got 0"),
+    (lambda: hard(num_samples=2.0), TypeError, "num_samples"),
+    (lambda: hard(window=(1, -3)), ValueError, "window"),
+    (lambda: Problem(len_q=-1), ValueError, "len_q"),
+    (lambda: Problem(len_q=1, heads=4, kv_heads=3), ValueError, "kv_heads"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "error", "message"), WRONG, ids=[str(i) for i in range(len(WRONG))])
+def test_bad_arguments(wrong, error, message):
+    with pytest.raises(error, match=message):
+        wrong()
+
+
+def test_an_unable_backend_says_why():
+    with pytest.raises(UnsupportedProblem, match=r"backend 'triton' cannot run .*: dtype torch.float64"):
+        call(query=Q.double(), key=K.double(), value=V.double(), backend="triton")
+    with pytest.raises(UnsupportedProblem, match="head size 512 is above 256"):
+        wide = torch.zeros(1, 1, 4, 512)
+        attnkern.global_attention(wide, wide, wide, backend="triton")
+    with pytest.raises(UnsupportedProblem, match="learned centres"):
+        local(window=(1, 1), center=torch.zeros(2, 4, 5), backend="blocked")
+
+
+def test_explain():
+    explanation = attnkern.explain(Problem(len_q=8, dtype=torch.float64))
+    assert explanation.chosen == "blocked"
+    assert explanation.reasons["blocked"] is None and explanation.reasons["reference"] is None
+    assert "float64" in explanation.reasons["triton"] or "CPU" in explanation.reasons["triton"]
+    assert "chosen" in str(explanation) and "float64" in str(explanation)
+    assert attnkern.explain(Problem(len_q=8, window=(1, 1), center=True)).chosen == "reference"
+
+
+def test_problem_kinds_bands_and_pairs():
+    assert Problem(len_q=4).kind == "global"
+    assert Problem(len_q=4, window=(1, 1)).kind == "local"
+    assert Problem(len_q=4, selector="sample").kind == "hard"
+    assert Problem(len_q=4, window=(3, 2), causal=True).band == (3, 0)
+    assert Problem(len_q=4, causal=True).band == (-1, 0)
+    for problem in (
+        Problem(len_q=5, len_k=9, causal=True, query_offset=3),
+        Problem(len_q=9, len_k=5, window=(2, 1), query_offset=-4),
+        Problem(len_q=6, len_k=6, window=(-1, 2), batch=2, heads=3),
+        Problem(len_q=3, len_k=0),
+    ):
+        left, right = problem.band
+        offset = problem.query_offset
+        seen = sum(
+            (left < 0 or j >= i + offset - left) and (right < 0 or j <= i + offset + right)
+            for i in range(problem.len_q)
+            for j in range(problem.len_k)
+        )
+        assert problem.pairs() == seen * problem.batch * problem.heads
+
+
+def test_torchs_own_aux_request_is_understood():
+    from torch.nn.attention.flex_attention import AuxRequest as TorchRequest
+
+    output, aux = call(return_aux=TorchRequest(lse=True))
+    assert aux.lse.shape == (2, 4, 5) and aux.weights is None

@@ -1,0 +1,123 @@
+"""Empty sequences, rows with nothing to look at, infinite and huge scores: defined results, never NaN."""
+
+import math
+
+import pytest
+import torch
+
+import attnkern
+from attnkern import AuxRequest
+
+BACKENDS = ["reference", "blocked", "triton"]
+pytestmark = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def tensors(batch=1, heads=2, len_q=6, len_k=70, dim=16, device="cpu"):
+    torch.manual_seed(0)
+    shapes = ((batch, heads, len_q, dim), (batch, heads, len_k, dim), (batch, heads, len_k, dim))
+    return [torch.randn(shape, device=device).requires_grad_() for shape in shapes]
+
+
+def everything(query, key, value, mask=None, backend=None, **options):
+    """All results of all three kinds, and the gradients of their finite parts."""
+    output, aux = attnkern.global_attention(
+        query, key, value, mask, return_aux=AuxRequest(lse=True, weights="heads"), backend=backend, **options
+    )
+    hard = attnkern.hard_attention(query, key, value, mask, seed=1, num_samples=3, backend=backend, **options)
+    best = attnkern.hard_attention(query, key, value, mask, deterministic=True, backend=backend, **options)
+    finite_lse = torch.where(hard.lse.isinf(), 0.0, hard.lse).sum() + torch.where(aux.lse.isinf(), 0.0, aux.lse).sum()
+    loss = output.sum() + hard.output.sum() + hard.score.sum() + hard.log_prob.sum() + hard.entropy.sum() + finite_lse
+    inputs = [t for t in (query, key, value, mask) if t is not None and t.requires_grad]
+    gradients = torch.autograd.grad(loss + aux.weights.sum(), inputs)
+    return output, aux, hard, best, gradients
+
+
+def assert_no_nan(output, aux, hard, best, gradients):
+    for tensor in (output, *aux, *hard, hard.log_prob, *best, *gradients):
+        assert not tensor.isnan().any()
+
+
+@pytest.mark.parametrize("lengths", [(0, 5), (5, 0), (0, 0)])
+def test_empty_sequences(backend, lengths, device):
+    results = everything(*tensors(len_q=lengths[0], len_k=lengths[1], device=device), backend=backend)
+    assert_no_nan(*results)
+    output, aux, hard, best, _ = results
+    assert output.shape == (1, 2, lengths[0], 16) and (output == 0).all()
+    assert (aux.lse == -math.inf).all() and (hard.index == -1).all() and (best.index == -1).all()
+
+
+def test_empty_batch_and_heads(backend, device):
+    assert everything(*tensors(batch=0, device=device), backend=backend)[0].shape == (0, 2, 6, 16)
+    assert everything(*tensors(heads=0, device=device), backend=backend)[0].shape == (1, 0, 6, 16)
+
+
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_rows_with_nothing_to_look_at(backend, kind, device):
+    query, key, value = tensors(device=device)
+    mask = torch.ones(1, 1, 6, 70, dtype=torch.bool, device=device)
+    mask[:, :, 2] = False
+    if kind == "float":
+        mask = torch.zeros(mask.shape, device=device).masked_fill(~mask, -math.inf).requires_grad_()
+    results = everything(query, key, value, mask, backend=backend)
+    assert_no_nan(*results)
+    output, aux, hard, best, gradients = results
+    assert (output[:, :, 2] == 0).all() and (aux.lse[:, :, 2] == -math.inf).all() and (aux.weights[:, :, 2] == 0).all()
+    assert (hard.index[..., 2] == -1).all() and (hard.output[..., 2, :] == 0).all() and (hard.entropy[..., 2] == 0).all()
+    assert (best.index[..., 2] == -1).all() and (hard.log_prob[..., 2] == 0).all()
+    assert (gradients[0][:, :, 2] == 0).all()
+    assert (output[:, :, 3] != 0).any()
+
+
+def test_positions_outside_the_keys(backend, device):
+    query, key, value = tensors(device=device)
+    for offset in (-1000, 1000):
+        output, aux = attnkern.local_attention(
+            query, key, value, window=(3, 3), query_offset=offset, return_aux=AuxRequest(lse=True), backend=backend
+        )
+        assert (output == 0).all() and (aux.lse == -math.inf).all()
+        gradients = torch.autograd.grad(output.sum(), (query, key, value))
+        assert all((g == 0).all() for g in gradients)
+
+
+def test_infinite_scores_share_the_row(backend, device):
+    query, key, value = tensors(device=device)
+    mask = torch.zeros(1, 1, 6, 70, device=device)
+    mask[..., [7, 69]] = math.inf
+    results = everything(query, key, value, mask.requires_grad_(), backend=backend)
+    assert_no_nan(*results)
+    torch.testing.assert_close(results[0], value[:, :, [7, 69]].mean(2, keepdim=True).expand(1, 2, 6, 16))
+    assert torch.isin(results[2].index, torch.tensor([7, 69], device=device)).all()
+
+
+@pytest.mark.parametrize("size", [1e4, 1e15, 1e19, 3e38])
+def test_huge_scores(backend, size, device):
+    query, key, value = tensors(device=device)
+    with torch.no_grad():
+        query.zero_()[..., 0] = size
+        key.zero_()[..., 0] = torch.linspace(-1, 1, 70)
+        key[..., 5, 0] = 2.0
+        if size == 1e19:
+            key *= 1e19  # the product itself overflows
+    results = everything(query, key, value, backend=backend)
+    for tensor in (results[0], *results[1], results[2].output, results[2].entropy):
+        assert not tensor.isnan().any()
+    torch.testing.assert_close(results[0][:, :, 0], value[:, :, 5] if size < 1e19 else results[0][:, :, 0])
+    assert (results[3].index == (5 if size < 1e19 else results[3].index)).all()
+    assert not any(g.isnan().any() for g in results[4])
+
+
+def test_a_mask_of_the_lowest_finite_value_is_no_empty_row(backend, device):
+    """What Hugging Face adds to padded rows: the row averages, as plain softmax does."""
+    query, key, value = tensors(device=device)
+    mask = torch.full((1, 1, 1, 70), torch.finfo(torch.float32).min, device=device)
+    output = attnkern.global_attention(query, key, value, mask, backend=backend)
+    torch.testing.assert_close(output, value.mean(2, keepdim=True).expand_as(output))
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 1.0])
+def test_dropout_at_its_ends(backend, dropout_p, device):
+    query, key, value = tensors(device=device)
+    output = attnkern.global_attention(query, key, value, dropout_p=dropout_p, backend=backend)
+    expected = attnkern.global_attention(query, key, value, backend="reference") * (1 - dropout_p)
+    torch.testing.assert_close(output, expected)
+    assert not torch.autograd.grad(output.sum(), query)[0].isnan().any()

@@ -1,0 +1,197 @@
+"""The operations as torch sees them: opcheck, compile, vmap, autocast, FLOPs, strides, addresses."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.func import grad, vmap
+from torch.utils.flop_counter import FlopCounterMode
+
+import attnkern
+from attnkern import AuxRequest, Problem
+
+NO_SCORE_OPTIONS = (0.25, 0.0, True, 5, -1, 2)  # scale, softcap, causal, left, right, query_offset
+
+
+def tensors(batch=2, heads=4, kv_heads=2, len_q=20, len_k=30, dim=8, **kwargs):
+    torch.manual_seed(0)
+    shapes = ((batch, heads, len_q, dim), (batch, kv_heads, len_k, dim), (batch, kv_heads, len_k, dim))
+    return [torch.randn(shape, requires_grad=True, **kwargs) for shape in shapes]
+
+
+def mask_like(query, key):
+    return torch.randn(1, 1, query.shape[2], key.shape[2], requires_grad=True)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+def test_opcheck_softmax(dropout_p):
+    query, key, value = tensors()
+    args = (query, key, value, mask_like(query, key), None, torch.tensor(3), *NO_SCORE_OPTIONS, dropout_p, None)
+    torch.library.opcheck(torch.ops.attnkern.softmax_attention, args)
+
+
+def test_opcheck_weights():
+    query, key, value = tensors()
+    lse = attnkern.global_attention(query, key, value, enable_gqa=True, return_aux=AuxRequest(lse=True))[1].lse
+    for mean in (True, False):
+        args = (query, key, lse.detach(), None, None, None, *NO_SCORE_OPTIONS, 0.0, mean, None)
+        torch.library.opcheck(torch.ops.attnkern.attention_weights, args)
+
+
+@pytest.mark.parametrize("straight_through", [False, True])
+def test_opcheck_sample(straight_through):
+    query, key, value = tensors()
+    args = (query, key, value, None, None, torch.tensor(3), *NO_SCORE_OPTIONS, 3, False, straight_through, None)
+    torch.library.opcheck(torch.ops.attnkern.sample_attention, args)
+
+
+CALLS = {
+    "global": lambda q, k, v, m: attnkern.global_attention(q, k, v, m, enable_gqa=True, is_causal=True),
+    "dropout": lambda q, k, v, m: attnkern.global_attention(q, k, v, m, dropout_p=0.2, enable_gqa=True),
+    "weights": lambda q, k, v, m: attnkern.local_attention(
+        q, k, v, m, window=(3, 4), enable_gqa=True, return_aux=AuxRequest(lse=True, weights="mean")
+    )[1].weights,
+    "end": lambda q, k, v, m: attnkern.local_attention(
+        q, k, v, window=(3, 0), enable_gqa=True, query_offset="end", softcap=4.0
+    ),
+    "hard": lambda q, k, v, m: attnkern.hard_attention(q, k, v, m, num_samples=2, enable_gqa=True).log_prob,
+    "reference": lambda q, k, v, m: attnkern.local_attention(
+        q, k, v, m, window=(3, 4), enable_gqa=True, backend="reference"
+    ),
+}
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", CALLS)
+def test_compiles_without_a_graph_break(name, dynamic):
+    query, key, value = tensors()
+    mask = mask_like(query, key)
+    compiled = torch.compile(CALLS[name], fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    results = []
+    for function in (CALLS[name], compiled):
+        torch.manual_seed(1)
+        output = function(query, key, value, mask)
+        gradients = torch.autograd.grad(output.square().sum(), (query, key, value, mask), allow_unused=True)
+        results.append([output, *(g for g in gradients if g is not None)])
+    for eager, graph in zip(*results):
+        torch.testing.assert_close(graph, eager)
+
+
+def test_inductor_compiles_a_training_step():
+    query, key, value = tensors()
+
+    def step(query, key, value):
+        return attnkern.local_attention(query * 2, key, value, window=(4, 4), enable_gqa=True).relu().sum()
+
+    expected = torch.autograd.grad(step(query, key, value), query)
+    got = torch.autograd.grad(torch.compile(step, fullgraph=True)(query, key, value), query)
+    torch.testing.assert_close(got, expected)
+
+
+def test_vmap_and_per_sample_gradients():
+    query, key, value = (torch.randn(3, 2, 4, 10, 8) for _ in range(3))
+    mask = torch.randn(1, 1, 10, 10)
+
+    def loss(query, key, value, mask):
+        output, aux = attnkern.local_attention(
+            query, key, value, mask, window=(3, 2), return_aux=AuxRequest(lse=True, weights="mean")
+        )
+        return output.square().sum() + aux.lse.sin().sum() + aux.weights.square().sum()
+
+    gradient = grad(loss, argnums=(0, 1, 2, 3))
+    got = vmap(gradient, in_dims=(0, 0, None, None))(query, key, value[0], mask)
+    for i in range(3):
+        for mapped, single in zip(got, gradient(query[i], key[i], value[0], mask)):
+            torch.testing.assert_close(mapped[i], single)
+
+
+def test_vmap_hard():
+    query, key, value = (torch.randn(3, 2, 4, 10, 8) for _ in range(3))
+    hard = vmap(lambda q, k, v: attnkern.hard_attention(q, k, v, num_samples=2, seed=1)[:5])(query, key, value)
+    assert [tuple(t.shape) for t in hard[:3]] == [(3, 2, 2, 4, 10, 8), (3, 2, 2, 4, 10), (3, 2, 2, 4, 10)]
+
+
+@pytest.mark.parametrize("name", ["global", "end", "hard", "weights"])
+def test_autocast(name):
+    query, key, value = tensors()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = CALLS[name](query, key.bfloat16(), value, None)
+    assert output.dtype == (torch.float32 if name == "hard" else torch.bfloat16)
+    output.float().sum().backward()
+    assert query.grad.dtype == torch.float32
+
+
+def test_flops_count_the_pairs_of_the_window():
+    query, key, value = tensors(batch=1, heads=2, kv_heads=2, len_q=50, len_k=50, dim=8)
+    pairs = 2 * (50 * 7 - 3 * 4)  # algorithms.md: N(2D+1) - D(D+1), two heads
+    with FlopCounterMode(display=False) as forward:
+        output = attnkern.local_attention(query, key, value, window=(3, 3))
+    with FlopCounterMode(display=False) as backward:
+        output.sum().backward()
+    assert forward.get_total_flops() == 2 * pairs * 16
+    assert backward.get_total_flops() == 2 * pairs * 40
+    with FlopCounterMode(display=False) as sampled:
+        hard = attnkern.hard_attention(query, key, value, num_samples=3)
+    assert sampled.get_total_flops() == 2 * 2 * 50 * 50 * 8
+    with FlopCounterMode(display=False) as sparse:
+        hard.score.sum().backward()
+    assert sparse.get_total_flops() == 2 * (3 * 2 * 50) * 2 * 8
+
+
+@pytest.mark.parametrize("backend", ["blocked", "triton"])
+@pytest.mark.parametrize("function", [attnkern.global_attention, attnkern.hard_attention])
+def test_merging_the_heads_is_a_view(backend, function, device):
+    query, key, value = (t.to(device) for t in tensors(kv_heads=4, dim=16))
+    for layout in (query, query.transpose(1, 2).contiguous().transpose(1, 2)):
+        result = function(layout, key, value, backend=backend)
+        output = result.output if function is attnkern.hard_attention else result
+        assert output.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize("backend", ["blocked", "triton"])
+def test_broadcast_and_overlapping_inputs(backend, device):
+    """Stride 0 and sliding views: read as they are, gradients summed by autograd."""
+    base = torch.randn(1, 1, 60, 16, device=device, requires_grad=True)
+    query = base.expand(2, 3, 60, 16)
+    key = base.unfold(2, 5, 1)[..., 2].expand(2, 3, 56, 16)
+    output = attnkern.local_attention(query, key, key, window=(9, 9), backend=backend)
+    (got,) = torch.autograd.grad(output.sin().sum(), base)
+    expected = attnkern.local_attention(query, key, key, window=(9, 9), backend="reference")
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(got, torch.autograd.grad(expected.sin().sum(), base)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_masks_are_not_expanded(monkeypatch):
+    """A key-padding mask reaches the backend as (B, 1, 1, Lk), even if it was expanded before."""
+    module = attnkern.backends.choose.load("blocked")
+    seen = []
+    original = module.softmax
+    monkeypatch.setattr(module, "softmax", lambda p, inputs: (seen.append(inputs.attn_mask.shape), original(p, inputs))[1])
+    query, key, value = tensors(kv_heads=4)
+    padding = torch.ones(2, 1, 1, 30, dtype=torch.bool)
+    for mask in (padding, padding.expand(2, 4, 20, 30)):
+        attnkern.global_attention(query, key, value, mask)
+    assert seen == [(2, 1, 1, 30)] * 2
+
+
+def test_addresses_are_64_bit():
+    """A view whose last row lies beyond 2^31 elements, in memory that was never touched in between."""
+    storage = torch.empty(2**31 + 4096, dtype=torch.float16)
+    far = storage.as_strided((1, 2, 8, 16), (0, 2**31, 16, 1))
+    far.copy_(torch.randn(1, 2, 8, 16))
+    for backend in ("blocked", "triton"):
+        got = attnkern.global_attention(far, far, far, backend=backend)
+        torch.testing.assert_close(got, attnkern.global_attention(*[far.contiguous()] * 3, backend=backend))
+
+
+def test_global_on_a_cpu_is_torchs_own_kernel(monkeypatch):
+    query, key, value = tensors(kv_heads=4)
+    torch.testing.assert_close(
+        attnkern.global_attention(query, key, value), F.scaled_dot_product_attention(query, key, value)
+    )
+    from attnkern.backends import blocked
+
+    assert blocked.sdpa.can_run(
+        Problem(len_q=20, len_k=30, heads=4, head_dim=8), attnkern.problem.Inputs(query, key, value)
+    )
+    monkeypatch.setattr(blocked, "blocks", None)  # the tile walk would fail
+    attnkern.global_attention(query, key, value).sum().backward()
