@@ -42,7 +42,8 @@ def test_version(capsys):
 
 
 def test_runs_as_a_module():
-    done = subprocess.run([sys.executable, "-m", "attnkern"], capture_output=True, text=True)
+    root = Path(attnkern.__file__).parent.parent
+    done = subprocess.run([sys.executable, "-m", "attnkern"], cwd=root, capture_output=True, text=True)
     assert done.returncode == 2
     assert "COMMAND" in done.stderr
 

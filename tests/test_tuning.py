@@ -1,0 +1,92 @@
+"""The table of tiles, and the measurements that outlive the process."""
+
+import json
+
+import pytest
+import torch
+
+from attnkern import Problem
+from attnkern.backends import tuning
+from attnkern.backends.tuning import Config
+
+PROBLEM = Problem(len_q=4096, head_dim=64, dtype=torch.float16, device="cuda")
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATTNKERN_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("ATTNKERN_TUNE", raising=False)
+    tuning._known.cache_clear()
+    yield tmp_path
+    tuning._known.cache_clear()
+
+
+def choose(times=None, problem=PROBLEM):
+    measured = []
+
+    def measure(config):
+        measured.append(config)
+        if times is None or config not in times:
+            raise RuntimeError("out of shared memory")
+        return times[config]
+
+    return tuning.config("softmax_forward", problem, "GPU", 90, measure), measured
+
+
+def test_the_tables_first_entry_is_the_default():
+    row = tuning.candidates("softmax_forward", PROBLEM, 90)
+    assert choose() == (row[0], [])
+
+
+def test_every_kernel_has_a_row_for_every_head_size_dtype_and_gpu():
+    for kernel in tuning.SIXTEEN_BIT:
+        for head_dim in (16, 40, 64, 80, 128, 192, 256):
+            for dtype in (torch.float16, torch.bfloat16, torch.float32):
+                for capability in (80, 90, 100, 120):
+                    problem = Problem(len_q=8, head_dim=head_dim, dtype=dtype)
+                    assert tuning.candidates(kernel, problem, capability)
+
+
+def test_a_measurement_survives_the_process(monkeypatch, cache_folder):
+    monkeypatch.setenv("ATTNKERN_TUNE", "1")
+    row = tuning.candidates("softmax_forward", PROBLEM, 90)
+    with pytest.warns(UserWarning, match="does not run here"):  # the first candidate does not fit
+        best, measured = choose({row[1]: 2.0, row[2]: 1.0})
+    assert best == row[2] and measured == list(row)
+    assert choose() == (row[2], [])
+    monkeypatch.delenv("ATTNKERN_TUNE")
+    tuning._known.cache_clear()  # as a new process would start
+    assert choose() == (row[2], [])
+    other = Problem(len_q=64, head_dim=64, dtype=torch.float16, device="cuda")
+    assert choose(problem=other) == (row[0], [])
+    assert [path.name for path in cache_folder.iterdir()] == ["tuning.json"]
+
+
+def test_two_processes_keep_each_others_results(monkeypatch, cache_folder):
+    monkeypatch.setenv("ATTNKERN_TUNE", "1")
+    file = cache_folder / "tuning.json"
+    tuning._known()  # read before the other process writes
+    file.write_text(json.dumps({"somewhere else": [1, 2, 3, 4]}))
+    choose(dict.fromkeys(tuning.candidates("softmax_forward", PROBLEM, 90), 1.0))
+    assert len(json.loads(file.read_text())) == 2
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"a": 3}', "[1]"])
+def test_a_corrupt_cache_is_ignored_with_a_warning(cache_folder, content):
+    (cache_folder / "tuning.json").write_text(content)
+    with pytest.warns(UserWarning, match="unreadable tuning cache"):
+        assert choose()[0] == tuning.candidates("softmax_forward", PROBLEM, 90)[0]
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ATTNKERN_CACHE_DIR", str(tmp_path / "file"))
+    monkeypatch.setenv("ATTNKERN_TUNE", "1")
+    with pytest.warns(UserWarning):
+        choose(dict.fromkeys(tuning.candidates("softmax_forward", PROBLEM, 90), 1.0))
+
+
+def test_nothing_fits_leaves_the_default(monkeypatch):
+    monkeypatch.setenv("ATTNKERN_TUNE", "1")
+    with pytest.warns(UserWarning):
+        assert choose()[0] == Config(*tuning.candidates("softmax_forward", PROBLEM, 90)[0])
