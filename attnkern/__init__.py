@@ -1,10 +1,10 @@
 """Fused attention kernels: global, local-window and sampled hard attention.
 
-    import attnkern
-    output = attnkern.global_attention(query, key, value, is_causal=True)
-    output = attnkern.local_attention(query, key, value, window=(128, 128))
-    hard = attnkern.hard_attention(query, key, value, num_samples=4)
-    attnkern.swap_attention(model)
+import attnkern
+output = attnkern.global_attention(query, key, value, is_causal=True)
+output = attnkern.local_attention(query, key, value, window=(128, 128))
+hard = attnkern.hard_attention(query, key, value, num_samples=4)
+attnkern.swap_attention(model)
 """
 
 from attnkern import huggingface, nn

@@ -129,7 +129,9 @@ def check_gaussian(center: Tensor | None, sigma: float | Tensor | None, renormal
         full = query.shape[:3]
         fits = tensor.dim() == 3 and all(size in (1, whole) for size, whole in zip(tensor.shape, full))
         if not (fits and tensor.shape[2] == full[2]) and not (name == "sigma" and tensor.dim() == 0):
-            raise ValueError(f"{name} must have shape (batch | 1, heads | 1, Lq) of {tuple(full)}, got {_shape(tensor)}")
+            raise ValueError(
+                f"{name} must have shape (batch | 1, heads | 1, Lq) of {tuple(full)}, got {_shape(tensor)}"
+            )
         if not tensor.dtype.is_floating_point:
             raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
     if isinstance(sigma, (int, float)) and not 0 < sigma < math.inf:

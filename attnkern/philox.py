@@ -43,9 +43,7 @@ def philox(seed: Tensor, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tupl
     return c0, c1, c2, c3
 
 
-def dropout_keep(
-    seed: Tensor, rows: Tensor, batch_heads: Tensor, keys: tuple[int, int], dropout_p: float
-) -> Tensor:
+def dropout_keep(seed: Tensor, rows: Tensor, batch_heads: Tensor, keys: tuple[int, int], dropout_p: float) -> Tensor:
     """True where dropout keeps the weight; shape `batch_heads x rows x keys`.
 
     Args:

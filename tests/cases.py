@@ -79,12 +79,16 @@ def poison(case: Case, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors | changed
 
 
-def run(kind: str, tensors: dict[str, Tensor], case: Case, backend: str, index: Tensor | None = None) -> dict[str, Tensor]:
+def run(
+    kind: str, tensors: dict[str, Tensor], case: Case, backend: str, index: Tensor | None = None
+) -> dict[str, Tensor]:
     """Every output and every gradient of one call, by name; two backward passes for hard attention.
 
     index: forces the draws; only the reference takes it.
     """
-    inputs = {name: t.detach().clone(memory_format=torch.preserve_format) for name, t in tensors.items() if t is not None}
+    inputs = {
+        name: t.detach().clone(memory_format=torch.preserve_format) for name, t in tensors.items() if t is not None
+    }
     for tensor in inputs.values():
         if tensor.dtype.is_floating_point:
             tensor.requires_grad_()
@@ -96,19 +100,27 @@ def run(kind: str, tensors: dict[str, Tensor], case: Case, backend: str, index: 
             hard = hard_attention(query, key, value, mask, enable_gqa=gqa, backend=backend, **case.options)
         else:
             hard = _reference_hard(query, key, value, mask, case, index)
-        found = {"output": hard.output, "index": hard.index, "score": hard.score, "lse": hard.lse, "entropy": hard.entropy}
+        found = {
+            "output": hard.output,
+            "index": hard.index,
+            "score": hard.score,
+            "lse": hard.lse,
+            "entropy": hard.entropy,
+        }
         losses = {"sparse": ("output", "score"), "dense": ("output", "score", "lse", "entropy")}
     else:
         function = local_attention if kind == "local" else global_attention
         aux = AuxRequest(lse=True, weights="mean")
-        output, aux = function(
-            query, key, value, mask, enable_gqa=gqa, return_aux=aux, backend=backend, **case.options
-        )
+        output, aux = function(query, key, value, mask, enable_gqa=gqa, return_aux=aux, backend=backend, **case.options)
         found = {"output": output, "lse": aux.lse, "weights": aux.weights}
         losses = {"output": ("output",), "all": ("output", "lse", "weights")}
 
     wanted = [t for t in (query, key, value, mask) if t is not None and t.requires_grad]
-    names = [f"grad_{name}" for name, t in zip(("query", "key", "value", "mask"), (query, key, value, mask)) if t is not None and t.requires_grad]
+    names = [
+        f"grad_{name}"
+        for name, t in zip(("query", "key", "value", "mask"), (query, key, value, mask))
+        if t is not None and t.requires_grad
+    ]
     for loss_name, parts in losses.items():
         loss = sum(_projection(found[part], place) for place, part in enumerate(parts))
         gradients = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)

@@ -27,7 +27,9 @@ def _widen_bfloat16_products() -> None:
 
     def create_dot(self, a, b, *rest):
         a, b = (
-            interpreter.TensorHandle(interpreter._convert_float(x.data, tl.bfloat16, tl.float32, None).view("float32"), tl.float32)
+            interpreter.TensorHandle(
+                interpreter._convert_float(x.data, tl.bfloat16, tl.float32, None).view("float32"), tl.float32
+            )
             if x.dtype == tl.bfloat16
             else x
             for x in (a, b)

@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for GPUs that are not there, and reads registers and spills off the cubin.
 
-    python -m tests.machine_code 80 90 100 120 --head-dims 64 128 --dtypes bfloat16 float32
+python -m tests.machine_code 80 90 100 120 --head-dims 64 128 --dtypes bfloat16 float32
 """
 
 import argparse

@@ -15,7 +15,14 @@ COMMON = [
     Case((1, 1000), (32, 32), heads=(4, 2), options={"is_causal": True, "query_offset": "end"}),
     Case((111, 64), (40, 72), batch=2, heads=(2, 1), mask="float", options={"softcap": 3.0}),
     Case((63, 130), (256, 256), mask="bool"),
-    Case((70, 150), (24, 16), batch=2, heads=(2, 1), mask="float per head", options={"is_causal": True, "query_offset": 20}),
+    Case(
+        (70, 150),
+        (24, 16),
+        batch=2,
+        heads=(2, 1),
+        mask="float per head",
+        options={"is_causal": True, "query_offset": 20},
+    ),
     Case((130, 70), (16, 16), heads=(2, 2), mask="float per row", options={"query_offset": -40, "is_causal": True}),
 ]
 LARGE = [Case((1000, 300), (16, 16), mask="float per key"), Case((300, 111), (128, 128), heads=(2, 1))]

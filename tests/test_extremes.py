@@ -62,7 +62,9 @@ def test_rows_with_nothing_to_look_at(backend, kind, device):
     assert_no_nan(*results)
     output, aux, hard, best, gradients = results
     assert (output[:, :, 2] == 0).all() and (aux.lse[:, :, 2] == -math.inf).all() and (aux.weights[:, :, 2] == 0).all()
-    assert (hard.index[..., 2] == -1).all() and (hard.output[..., 2, :] == 0).all() and (hard.entropy[..., 2] == 0).all()
+    assert (
+        (hard.index[..., 2] == -1).all() and (hard.output[..., 2, :] == 0).all() and (hard.entropy[..., 2] == 0).all()
+    )
     assert (best.index[..., 2] == -1).all() and (hard.log_prob[..., 2] == 0).all()
     assert (gradients[0][:, :, 2] == 0).all()
     assert (output[:, :, 3] != 0).any()

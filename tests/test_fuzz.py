@@ -22,7 +22,10 @@ def calls(draw, longest: int):
     if kind == "local" or (kind == "hard" and draw(st.booleans())):
         options["window"] = (draw(SIDE), draw(SIDE))
     if kind == "hard":
-        options |= {"num_samples": draw(st.sampled_from([None, 1, 3, 5])), "seed": draw(st.integers(-(2**63), 2**63 - 1))}
+        options |= {
+            "num_samples": draw(st.sampled_from([None, 1, 3, 5])),
+            "seed": draw(st.integers(-(2**63), 2**63 - 1)),
+        }
         options["straight_through"] = draw(st.booleans())
         options["deterministic"] = draw(st.booleans())
     else:
@@ -32,7 +35,9 @@ def calls(draw, longest: int):
         (draw(st.integers(1, 40)), draw(st.integers(1, 40))),
         batch=draw(st.integers(1, 2)),
         heads=(kv_heads * group, kv_heads),
-        mask=draw(st.sampled_from([None, "padding", "bool", "float", "float per head", "float per key", "float per row"])),
+        mask=draw(
+            st.sampled_from([None, "padding", "bool", "float", "float per head", "float per key", "float per row"])
+        ),
         strided=draw(st.booleans()),
         seed=draw(st.integers(0, 100)),
         options=options,

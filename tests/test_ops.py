@@ -47,9 +47,11 @@ def test_opcheck_sample(straight_through):
 CALLS = {
     "global": lambda q, k, v, m: attnkern.global_attention(q, k, v, m, enable_gqa=True, is_causal=True),
     "dropout": lambda q, k, v, m: attnkern.global_attention(q, k, v, m, dropout_p=0.2, enable_gqa=True),
-    "weights": lambda q, k, v, m: attnkern.local_attention(
-        q, k, v, m, window=(3, 4), enable_gqa=True, return_aux=AuxRequest(lse=True, weights="mean")
-    )[1].weights,
+    "weights": lambda q, k, v, m: (
+        attnkern.local_attention(
+            q, k, v, m, window=(3, 4), enable_gqa=True, return_aux=AuxRequest(lse=True, weights="mean")
+        )[1].weights
+    ),
     "end": lambda q, k, v, m: attnkern.local_attention(
         q, k, v, window=(3, 0), enable_gqa=True, query_offset="end", softcap=4.0
     ),
@@ -165,7 +167,9 @@ def test_masks_are_not_expanded(monkeypatch):
     module = attnkern.backends.choose.load("blocked")
     seen = []
     original = module.softmax
-    monkeypatch.setattr(module, "softmax", lambda p, inputs: (seen.append(inputs.attn_mask.shape), original(p, inputs))[1])
+    monkeypatch.setattr(
+        module, "softmax", lambda p, inputs: (seen.append(inputs.attn_mask.shape), original(p, inputs))[1]
+    )
     query, key, value = tensors(kv_heads=4)
     padding = torch.ones(2, 1, 1, 30, dtype=torch.bool)
     for mask in (padding, padding.expand(2, 4, 20, 30)):

@@ -18,9 +18,16 @@ assert not found, found
 assert not torch.cuda.is_initialized()
 """
 
+WITHOUT_EXTRAS = """
+import sys
+sys.modules |= dict.fromkeys(["rich", "matplotlib", "transformers"])  # None: cannot be imported
+from attnkern.__main__ import main
+sys.exit(main(["info"]) or main(["explain"]))
+"""
 
-def runs(code: str) -> None:
-    """Runs the code in a Python of its own, which must succeed."""
+
+def succeeds(code: str) -> None:
+    """Runs the code in a Python of its own."""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -28,7 +35,11 @@ def runs(code: str) -> None:
 @pytest.mark.parametrize("statement", ["import attnkern", "import attnkern.__main__"])
 def test_import_is_light(statement):
     """No plots, no models, no kernels, no GPU."""
-    runs(f"{block}\n{run}")
+    succeeds(QUIET.format(statement=statement))
+
+
+def test_plain_commands_need_no_extra():
+    succeeds(WITHOUT_EXTRAS)
 
 
 def test_triton_kernels_are_ours():

@@ -42,7 +42,9 @@ def test_window_follows_the_offset():
     assert seen == expected
 
 
-@pytest.mark.parametrize("name", ["plain", "causal", "window", "softcap", "dropout", "gaussian", "renormalized", "empty"])
+@pytest.mark.parametrize(
+    "name", ["plain", "causal", "window", "softcap", "dropout", "gaussian", "renormalized", "empty"]
+)
 def test_gradcheck(name):
     options = {
         "plain": {},

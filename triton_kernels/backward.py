@@ -84,8 +84,8 @@ def backward_query(
     heads, group, len_q, len_k, scale, softcap, query_offset, left, right, dropout_threshold, dropout_scale,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
-    DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
-    HAS_ENTROPY: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ENTROPY: tl.constexpr,
+    PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of queries of one head: `grad_query = scale * dS key`."""
     tiles = tl.cdiv(len_q, BLOCK_M)
@@ -111,12 +111,21 @@ def backward_query(
         seed_value = tl.load(seed)
 
     i = (begin_m + tl.arange(0, BLOCK_M))[:, None]
-    q = load_rows(query + batch * stride_qb + head * stride_qh, begin_m, stride_qm, 0, len_q, HEAD_DIM, BLOCK_M, BLOCK_E)
+    q = load_rows(
+        query + batch * stride_qb + head * stride_qh, begin_m, stride_qm, 0, len_q, HEAD_DIM, BLOCK_M, BLOCK_E
+    )
     row_lse = load_lse(lse + batch_head.to(tl.int64) * len_q, i, len_q, UNIT)
     do = q
     if HAS_OUTPUT:
         do = load_rows(
-            grad_output + batch * stride_ob + head * stride_oh, begin_m, stride_om, 0, len_q, VALUE_DIM, BLOCK_M, BLOCK_V
+            grad_output + batch * stride_ob + head * stride_oh,
+            begin_m,
+            stride_om,
+            0,
+            len_q,
+            VALUE_DIM,
+            BLOCK_M,
+            BLOCK_V,
         )
     dq = tl.zeros((BLOCK_M, BLOCK_E), tl.float32)
     first = begin_m + position
@@ -139,7 +148,9 @@ def backward_query(
                 product_gradient = tl.dot(do, tl.trans(v), input_precision=PRECISION)
             keep = i >= 0
             if DROPOUT:
-                keep = dropout_keep(seed_value, batch_head, begin_m, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False)
+                keep = dropout_keep(
+                    seed_value, batch_head, begin_m, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False
+                )
             _, ds = score_gradient(
                 score, row_lse, product_gradient, keep, dropout_scale, i, j, len_q, len_k,
                 grad_weights, stride_gi, stride_gj, row, entropy,
@@ -161,8 +172,8 @@ def backward_key_value(
     heads, group, len_q, len_k, scale, softcap, query_offset, left, right, dropout_threshold, dropout_scale,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
-    DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
-    HAS_ENTROPY: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ENTROPY: tl.constexpr,
+    PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of keys of one key head: `grad_key = scale * dS^T query`, `grad_value = P^T dO`.
 
@@ -181,7 +192,9 @@ def backward_key_value(
         seed_value = tl.load(seed)
 
     j = (begin_n + tl.arange(0, BLOCK_N))[:, None]
-    k = load_rows(key + batch * stride_kb + kv_head * stride_kh, begin_n, stride_kn, 0, len_k, HEAD_DIM, BLOCK_N, BLOCK_E)
+    k = load_rows(
+        key + batch * stride_kb + kv_head * stride_kh, begin_n, stride_kn, 0, len_k, HEAD_DIM, BLOCK_N, BLOCK_E
+    )
     v = load_rows(
         value + batch * stride_vb + kv_head * stride_vh, begin_n, stride_vn, 0, len_k, VALUE_DIM, BLOCK_N, BLOCK_V
     )
@@ -215,7 +228,9 @@ def backward_key_value(
                     )
                 product_gradient = capped
                 if HAS_OUTPUT:
-                    do = load_rows(head_grad_output, begin_m, stride_om, begin, end, VALUE_DIM, BLOCK_M, BLOCK_V, PART != 1)
+                    do = load_rows(
+                        head_grad_output, begin_m, stride_om, begin, end, VALUE_DIM, BLOCK_M, BLOCK_V, PART != 1
+                    )
                     product_gradient = tl.dot(v, tl.trans(do), input_precision=PRECISION)
                 row_lse = load_lse(lse + batch_head * len_q, i, len_q, UNIT)
                 weight, ds = score_gradient(

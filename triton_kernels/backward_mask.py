@@ -18,8 +18,8 @@ def backward_mask(
     scale, softcap, query_offset, left, right, dropout_threshold, dropout_scale,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
-    DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
-    HAS_ENTROPY: tl.constexpr, SUM_ROWS: tl.constexpr, SUM_KEYS: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
+    DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ENTROPY: tl.constexpr,
+    SUM_ROWS: tl.constexpr, SUM_KEYS: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of the mask and split: its share of dS, summed over the mask's broadcast dimensions.
@@ -66,8 +66,8 @@ def backward_mask(
             k = load_rows(head_key, begin_n, stride_kn, begin, end, HEAD_DIM, BLOCK_N, BLOCK_E)
             capped = capped_scores(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, softcap, SOFTCAP, UNIT)
             score = masked_scores(
-                capped, i, j, position, mask + batch * stride_mask_b + head * stride_mask_h, stride_mask_i, stride_mask_j,
-                len_q, len_k, left, right, MASK, LEFT, RIGHT, True, UNIT,
+                capped, i, j, position, mask + batch * stride_mask_b + head * stride_mask_h,
+                stride_mask_i, stride_mask_j, len_q, len_k, left, right, MASK, LEFT, RIGHT, True, UNIT,
             )  # fmt: skip
             product_gradient = capped
             if HAS_OUTPUT:
@@ -78,7 +78,9 @@ def backward_mask(
                 product_gradient = tl.dot(do, tl.trans(v), input_precision=PRECISION)
             keep = i >= 0
             if DROPOUT:
-                keep = dropout_keep(seed_value, batch_head, begin_m, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False)
+                keep = dropout_keep(
+                    seed_value, batch_head, begin_m, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False
+                )
             _, ds = score_gradient(
                 score, load_lse(lse + batch_head * len_q, i, len_q, UNIT), product_gradient, keep, dropout_scale,
                 i, j, len_q, len_k, grad_weights + batch * stride_gb + head * stride_gh, stride_gi, stride_gj,

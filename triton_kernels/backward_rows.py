@@ -30,7 +30,9 @@ def row_dot(left, right, result, stride_lb, stride_lh, stride_lm, stride_rb, str
     batch = (batch_head // heads).to(tl.int64)
     head = (batch_head % heads).to(tl.int64)
     left_rows = load_rows(left + batch * stride_lb + head * stride_lh, begin, stride_lm, 0, rows, WIDTH, BLOCK_M, BLOCK)
-    right_rows = load_rows(right + batch * stride_rb + head * stride_rh, begin, stride_rm, 0, rows, WIDTH, BLOCK_M, BLOCK)
+    right_rows = load_rows(
+        right + batch * stride_rb + head * stride_rh, begin, stride_rm, 0, rows, WIDTH, BLOCK_M, BLOCK
+    )
     i = begin + tl.arange(0, BLOCK_M)
     product = tl.sum(left_rows.to(tl.float32) * right_rows.to(tl.float32), 1)
     tl.store(result + batch_head.to(tl.int64) * rows + i, product, mask=i < rows)
@@ -70,12 +72,21 @@ def weighted_mean(
         seed_value = tl.load(seed)
 
     i = (begin_m + tl.arange(0, BLOCK_M))[:, None]
-    q = load_rows(query + batch * stride_qb + head * stride_qh, begin_m, stride_qm, 0, len_q, HEAD_DIM, BLOCK_M, BLOCK_E)
+    q = load_rows(
+        query + batch * stride_qb + head * stride_qh, begin_m, stride_qm, 0, len_q, HEAD_DIM, BLOCK_M, BLOCK_E
+    )
     row_lse = load_lse(lse + batch_head.to(tl.int64) * len_q, i, len_q, UNIT)
     do = q
     if HAS_OUTPUT:
         do = load_rows(
-            grad_output + batch * stride_ob + head * stride_oh, begin_m, stride_om, 0, len_q, VALUE_DIM, BLOCK_M, BLOCK_V
+            grad_output + batch * stride_ob + head * stride_oh,
+            begin_m,
+            stride_om,
+            0,
+            len_q,
+            VALUE_DIM,
+            BLOCK_M,
+            BLOCK_V,
         )
     sums = tl.zeros((BLOCK_M,), tl.float32)
     first = begin_m + position
@@ -98,7 +109,9 @@ def weighted_mean(
                 product_gradient = tl.dot(do, tl.trans(v), input_precision=PRECISION)
             keep = i >= 0
             if DROPOUT:
-                keep = dropout_keep(seed_value, batch_head, begin_m, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False)
+                keep = dropout_keep(
+                    seed_value, batch_head, begin_m, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False
+                )
             gradient = weight_gradient(
                 product_gradient, keep, dropout_scale, i, j, len_q, len_k, grad_weights, stride_gi, stride_gj,
                 HAS_OUTPUT, HAS_WEIGHTS, DROPOUT,

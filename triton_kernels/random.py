@@ -24,7 +24,9 @@ def uniform(word):
 
 
 @triton.jit
-def dropout_keep(seed, batch_head, row_begin, key_begin, threshold, ROWS: tl.constexpr, KEYS: tl.constexpr, KEYS_FIRST: tl.constexpr):
+def dropout_keep(
+    seed, batch_head, row_begin, key_begin, threshold, ROWS: tl.constexpr, KEYS: tl.constexpr, KEYS_FIRST: tl.constexpr
+):
     """True where dropout keeps the weight: `(ROWS, KEYS)`, or `(KEYS, ROWS)` with KEYS_FIRST.
 
     One call decides 4 consecutive keys; `key_begin` must be a multiple of 4.

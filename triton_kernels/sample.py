@@ -69,9 +69,10 @@ def sample_forward(
         for begin_n in tl.range(part_begin, part_end, BLOCK_N):
             k = load_rows(key, begin_n, stride_kn, begin, end, HEAD_DIM, BLOCK_N, BLOCK_E, PART != 1)
             product = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            capped = capped_scores(product, scale, softcap, SOFTCAP, UNIT)
             tile = masked_scores(
-                capped_scores(product, scale, softcap, SOFTCAP, UNIT), rows[:, None], begin_n + columns[None, :], position,
-                mask, stride_mask_i, stride_mask_j, len_q, len_k, left, right, MASK, LEFT, RIGHT, PART != 1, UNIT,
+                capped, rows[:, None], begin_n + columns[None, :], position, mask, stride_mask_i, stride_mask_j,
+                len_q, len_k, left, right, MASK, LEFT, RIGHT, PART != 1, UNIT,
             )  # fmt: skip
             highest = tl.max(tile, 1)
             new_top = tl.minimum(tl.maximum(top, highest), LARGEST)
@@ -90,7 +91,9 @@ def sample_forward(
                 picked_score = tl.where(better, highest[:, None], picked_score)
             else:
                 stream = sample_group + SAMPLE_STREAM
-                w0, w1, w2, w3 = philox_words(seed_value, rows[:, None], batch_head, stream, (begin_n + draws * 0) // BLOCK_N)
+                w0, w1, w2, w3 = philox_words(
+                    seed_value, rows[:, None], batch_head, stream, (begin_n + draws * 0) // BLOCK_N
+                )
                 word = tl.where(draws == 0, w0, tl.where(draws == 1, w1, tl.where(draws == 2, w2, w3)))
                 target = uniform(word) * total[:, None]
                 # the first block with any mass is always taken; rounding must not lose it

@@ -67,9 +67,10 @@ def softmax_forward(
             k = load_rows(key, begin_n, stride_kn, begin, end, HEAD_DIM, BLOCK_N, BLOCK_E, PART != 1)
             product = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             j = (begin_n + tl.arange(0, BLOCK_N))[None, :]
+            capped = capped_scores(product, scale, softcap, SOFTCAP, UNIT)
             score = masked_scores(
-                capped_scores(product, scale, softcap, SOFTCAP, UNIT), i, j, position, mask, stride_mask_i, stride_mask_j,
-                len_q, len_k, left, right, MASK, LEFT, RIGHT, PART != 1, UNIT,
+                capped, i, j, position, mask, stride_mask_i, stride_mask_j, len_q, len_k,
+                left, right, MASK, LEFT, RIGHT, PART != 1, UNIT,
             )  # fmt: skip
             new_top = tl.minimum(tl.maximum(top, tl.max(score, 1)), LARGEST)
             # no weight exceeds 1, however large the scores
@@ -78,7 +79,9 @@ def softmax_forward(
             total = total * decay + tl.sum(weight, 1)
             top = new_top
             if DROPOUT:
-                keep = dropout_keep(seed_value, batch_head, begin_m, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False)
+                keep = dropout_keep(
+                    seed_value, batch_head, begin_m, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False
+                )
                 weight = tl.where(keep, weight * dropout_scale, 0.0)
             v = load_rows(value, begin_n, stride_vn, begin, end, VALUE_DIM, BLOCK_N, BLOCK_V, PART != 1)
             v = where_seen(score, v, MASK)

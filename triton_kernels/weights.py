@@ -15,8 +15,8 @@ def attention_weights(
     stride_mask_b, stride_mask_h, stride_mask_i, stride_mask_j,
     heads, group, len_q, len_k, scale, softcap, query_offset, left, right, dropout_threshold, dropout_scale,
     HEAD_DIM: tl.constexpr, BLOCK_E: tl.constexpr, MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr,
-    LEFT: tl.constexpr, RIGHT: tl.constexpr, DROPOUT: tl.constexpr, MEAN: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    LEFT: tl.constexpr, RIGHT: tl.constexpr, DROPOUT: tl.constexpr, MEAN: tl.constexpr, PRECISION: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of the result: `(B, H, Lq, Lk)`, or with MEAN `(B, Lq, Lk)`, heads summed in registers."""
     tiles_n = tl.cdiv(len_k, BLOCK_N)
@@ -53,7 +53,9 @@ def attention_weights(
             weight = tl.minimum(exponential(score - load_lse(lse + batch_head * len_q, i, len_q, UNIT), UNIT), 1.0)
             if DROPOUT:
                 seed_value = tl.load(seed)
-                keep = dropout_keep(seed_value, batch_head, begin_m, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False)
+                keep = dropout_keep(
+                    seed_value, batch_head, begin_m, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False
+                )
                 weight = tl.where(keep, weight * dropout_scale, 0.0)
             sums += weight
     entries = weights + (place.to(tl.int64) * len_q + i) * len_k + j

@@ -119,7 +119,11 @@ def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Te
     draws = problem.num_samples
     kwargs = {"dtype": problem.compute_dtype, "device": inputs.query.device}
     index = torch.empty(draws, *shape, dtype=torch.int64, device=inputs.query.device)
-    score, lse, entropy = torch.empty(draws, *shape, **kwargs), torch.empty(shape, **kwargs), torch.empty(shape, **kwargs)
+    score, lse, entropy = (
+        torch.empty(draws, *shape, **kwargs),
+        torch.empty(shape, **kwargs),
+        torch.empty(shape, **kwargs),
+    )
     for block in blocks(problem, inputs):
         top, total, _ = _online_state(block, 0)
         surprise = torch.zeros_like(total)  # sum of e^(s - top) * (s - top)

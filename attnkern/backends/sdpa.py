@@ -1,5 +1,7 @@
 """Global attention through torch's own fused CPU kernel, where it computes what we define."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -29,7 +31,7 @@ def can_run(problem: Problem, inputs: Inputs) -> bool:
 
 def is_sound(lse: Tensor) -> bool:
     """False where a score overflowed: torch's kernel leaves NaN there, the tile walk does not."""
-    return not bool((lse.isnan() | lse.isposinf()).any())
+    return lse.amax().item() < math.inf  # NaN fails too
 
 
 def forward(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,9 @@ class Block:
     `(n, group * rows, ...)` with `n` batch elements times key heads.
     """
 
-    def __init__(self, problem: Problem, inputs: Inputs, batch: slice, heads: slice, rows: tuple[int, int], cache: dict):
+    def __init__(
+        self, problem: Problem, inputs: Inputs, batch: slice, heads: slice, rows: tuple[int, int], cache: dict
+    ):
         self.problem, self.inputs = problem, inputs
         self.batch, self.heads, self.rows = batch, heads, rows
         self._bands = cache

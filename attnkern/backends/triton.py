@@ -219,9 +219,7 @@ def _launch(kernel, programs, problem: Problem, arguments: dict) -> None:
     def run(config: tuning.Config) -> None:
         tiles = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
         tiles = {key: size for key, size in tiles.items() if key in kernel.arg_names}
-        kernel[(programs(config),)](
-            **arguments, **tiles, num_warps=config.num_warps, num_stages=config.num_stages
-        )
+        kernel[(programs(config),)](**arguments, **tiles, num_warps=config.num_warps, num_stages=config.num_stages)
 
     with _on(arguments["query"]):
         run(_config(kernel, problem, run))

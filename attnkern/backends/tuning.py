@@ -35,7 +35,7 @@ SIXTEEN_BIT: Table = {
     "softmax_forward": {
         64: (Config(64, 64, 4, 3), Config(128, 64, 8, 3), Config(128, 128, 8, 3)),
         128: (Config(128, 64, 8, 3), Config(128, 128, 8, 2), Config(64, 64, 4, 2)),
-        256: (Config(64, 32, 4, 2), Config(64, 64, 8, 2)),
+        256: (Config(64, 32, 8, 2), Config(64, 64, 8, 2)),
     },
     "backward_query": {
         64: (Config(128, 64, 8, 2), Config(64, 64, 4, 2)),

@@ -40,17 +40,40 @@ def _without_autocast(implementation: Callable) -> Callable:
     return run
 
 
-def differentiable(name: str, setup_context, backward) -> Callable:
-    """Registers an operation's backward; returns what to call, which torch.func's transforms accept as well."""
-    operation = getattr(torch.ops.attnkern, name)
-    torch.library.register_autograd(f"attnkern::{name}", backward, setup_context=setup_context)
-    members = {
-        "generate_vmap_rule": True,
-        "forward": staticmethod(lambda *args: operation(*args)),
-        "setup_context": staticmethod(setup_context),
-        "backward": staticmethod(backward),
-    }
-    return type(name, (torch.autograd.Function,), members).apply
+def differentiable(name: str, setup_context: Callable, backward: Callable) -> Callable:
+    """Registers an operation's backward; returns what to call.
+
+    `torch.library.register_autograd` would cost a hundred microseconds a call, and torch.func's
+    transforms do not see through it: they get an `autograd.Function` of their own.
+    """
+    operation = getattr(torch.ops.attnkern, name).default
+
+    def forward(ctx, *args):
+        with torch._C._AutoDispatchBelowAutograd():
+            output = operation(*args)
+        setup_context(ctx, args, output)
+        return output
+
+    recorded = _function(name, forward=forward, backward=backward)
+    transformable = _function(
+        name,
+        generate_vmap_rule=True,
+        forward=lambda *args: operation(*args),
+        setup_context=setup_context,
+        backward=backward,
+    )
+    library.impl(name, recorded.apply, "Autograd")
+
+    def call(*args):
+        transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+        return transformable.apply(*args) if transformed else operation(*args)
+
+    return call
+
+
+def _function(name: str, **members) -> type[torch.autograd.Function]:
+    static = {key: staticmethod(member) if callable(member) else member for key, member in members.items()}
+    return type(name, (torch.autograd.Function,), static)
 
 
 def describe(inputs: Inputs, scale, softcap, causal, left, right, query_offset, **choices) -> Problem:

@@ -38,7 +38,13 @@ def _fake_forward(query, key, value, attn_mask, offsets, seed, *options):
     draws, rows, dtype = options[-4], library.row_shape(query), library.compute_dtype(query)
     index = query.new_empty(draws, *rows, dtype=torch.int64)
     score = query.new_empty(draws, *rows, dtype=dtype)
-    return new_output(query, value, draws), index, score, query.new_empty(rows, dtype=dtype), query.new_empty(rows, dtype=dtype)
+    return (
+        new_output(query, value, draws),
+        index,
+        score,
+        query.new_empty(rows, dtype=dtype),
+        query.new_empty(rows, dtype=dtype),
+    )
 
 
 def _backward(

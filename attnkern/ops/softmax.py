@@ -1,7 +1,6 @@
 """Global and local attention: `attnkern::softmax_attention` and its backward."""
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from attnkern.backends.choose import choose, load
