@@ -86,7 +86,7 @@ def attention(
         query.expand(key.shape[0], -1, -1, -1),  # learned queries come with batch 1
         key,
         value,
-        _merge(_unexpanded(attention_mask), position_bias),
+        _merge(attention_mask, position_bias),
         dropout,
         is_causal,
         scaling,
@@ -139,16 +139,6 @@ def config_window(config) -> tuple[int, int]:
     if (window := getattr(config, "sliding_window", None)) is not None:
         return Local(window - 1).window
     raise ValueError("attnkern_local needs config.attnkern_window, an int or (left, right), or config.sliding_window")
-
-
-def _unexpanded(mask: Tensor | None) -> Tensor | None:
-    """The mask with size 1 where it is only repeated, as transformers repeats a padding mask for every query."""
-    if mask is None:
-        return None
-    for dim, stride in enumerate(mask.stride()):
-        if stride == 0:
-            mask = mask.narrow(dim, 0, 1)
-    return mask
 
 
 def _merge(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:

@@ -23,13 +23,32 @@ TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", t
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
-def launches(head_dim: int, dtype: torch.dtype, causal: bool, capability: int) -> dict:
-    """Every kernel's arguments and default config for a self-attention, as the host side fills them."""
+VARIANTS = {
+    "plain": {},
+    "causal": {"causal": True},
+    "everything": {
+        "kv_heads": 1,
+        "window": (100, 20),
+        "mask": "float",
+        "softcap": 5.0,
+        "dropout_p": 0.1,
+        "query_offset": None,
+    },
+}
+
+
+def launches(variant: str, head_dim: int, dtype: torch.dtype, capability: int) -> dict:
+    """Every kernel's arguments and default config for one self-attention, as the host side fills them."""
     problem = Problem(
-        len_q=256, batch=2, heads=2, head_dim=head_dim, dtype=dtype, device="cuda", causal=causal, requires_grad=True
-    )
-    tensors = [torch.zeros(2, 2, 256, head_dim, dtype=dtype) for _ in range(3)]
-    inputs = Inputs(*tensors, seed=torch.zeros((), dtype=torch.int64))
+        len_q=256, batch=2, heads=2, head_dim=head_dim, dtype=dtype, device="cuda", num_samples=4, requires_grad=True,
+        **VARIANTS[variant],
+    )  # fmt: skip
+    everything = variant == "everything"
+    query = torch.zeros(2, 2, 256, head_dim, dtype=dtype)
+    key, value = (torch.zeros(2, problem.kv_heads, 256, head_dim, dtype=dtype) for _ in range(2))
+    mask = torch.zeros(2, 1, 1, 256, dtype=dtype) if everything else None
+    offsets = torch.zeros(2, dtype=torch.int64) if everything else None
+    inputs = Inputs(query, key, value, mask, offsets, torch.zeros((), dtype=torch.int64))
     lse = torch.zeros(2, 2, 256)
     found = {}
 
@@ -40,9 +59,11 @@ def launches(head_dim: int, dtype: torch.dtype, causal: bool, capability: int) -
         found[kernel.__name__] = kernel, config, named | {k: v for k, v in tiles.items() if k in kernel.arg_names}
 
     original, backend._launch = backend._launch, record
+    backend._config = lambda kernel, problem: backend.tuning.candidates(kernel.__name__, problem, capability)[0]
     try:
         output, _ = backend.softmax(problem, inputs)
-        backend.backward(problem, inputs, lse, grad_output=output)
+        extra = {"grad_weights": torch.zeros(2, 2, 256, 256, dtype=dtype), "entropy": lse, "needs_mask": True}
+        backend.backward(problem, inputs, lse, grad_output=output, **(extra if everything else {}))
         backend.weights(problem, inputs, lse)
         backend.sample(problem, inputs)
     finally:
@@ -82,12 +103,11 @@ def resources(kernel, config, arguments: dict, capability: int) -> dict:
     }
 
 
-def survey(capabilities, head_dims, dtypes, causals=(False, True)):
-    for capability, head_dim, dtype, causal in itertools.product(capabilities, head_dims, dtypes, causals):
-        for name, (kernel, config, arguments) in launches(head_dim, dtype, causal, capability).items():
-            case = {"kernel": name, "sm": capability, "head_dim": head_dim, "causal": causal}
-            case |= {"dtype": TYPES[dtype], "config": config}
-            yield case | resources(kernel, config, arguments, capability)
+def survey(capabilities, head_dims, dtypes, variants):
+    for capability, head_dim, dtype, variant in itertools.product(capabilities, head_dims, dtypes, variants):
+        for name, (kernel, config, arguments) in launches(variant, head_dim, dtype, capability).items():
+            case = {"kernel": name, "variant": variant, "sm": capability, "head_dim": head_dim, "dtype": TYPES[dtype]}
+            yield case | {"config": config} | resources(kernel, config, arguments, capability)
 
 
 if __name__ == "__main__":
@@ -95,6 +115,8 @@ if __name__ == "__main__":
     parser.add_argument("capabilities", type=int, nargs="+", help="80, 90, 100, 120")
     parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
+    parser.add_argument("--variants", nargs="+", default=["plain", "causal"], choices=VARIANTS)
     options = parser.parse_args()
-    for found in survey(options.capabilities, options.head_dims, [getattr(torch, name) for name in options.dtypes]):
+    dtypes = [getattr(torch, name) for name in options.dtypes]
+    for found in survey(options.capabilities, options.head_dims, dtypes, options.variants):
         print(json.dumps(found), flush=True)

@@ -189,12 +189,6 @@ def test_learned_queries_of_batch_one_and_dropout():
         huggingface.attention(module, query, key, key, None, cache=object())
 
 
-def test_padding_masks_are_narrowed():
-    mask = torch.ones(2, 1, 1, 5).bool()
-    assert huggingface._unexpanded(mask.expand(2, 4, 7, 5)).shape == (2, 1, 1, 5)
-    assert huggingface._unexpanded(None) is None
-
-
 # --- local -----------------------------------------------------------------------------------------------------
 
 

@@ -14,32 +14,32 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("capability", "head_dim", "dtype"), CASES)
-def test_no_spills(capability, head_dim, dtype):
+def compiled(capability: int, head_dim: int, dtype: str, *variants: str) -> list[dict]:
     """In a process of its own: this one runs the interpreter."""
-    command = [
-        sys.executable,
-        "-m",
-        "tests.machine_code",
-        str(capability),
-        "--head-dims",
-        str(head_dim),
-        "--dtypes",
-        dtype,
-    ]
+    command = [sys.executable, "-m", "tests.machine_code", str(capability), "--head-dims", str(head_dim)]
+    command += ["--dtypes", dtype, "--variants", *variants]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr[-2000:]
-    found = [json.loads(line) for line in run.stdout.splitlines()]
-    assert {case["kernel"] for case in found} >= {
-        "softmax_forward",
-        "backward_query",
-        "backward_key_value",
-        "sample_forward",
-    }
-    spilled = [(case["kernel"], case["causal"], case["spill_bytes"]) for case in found if case["spill_bytes"]]
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(("capability", "head_dim", "dtype"), CASES)
+def test_no_spills(capability, head_dim, dtype):
+    found = compiled(capability, head_dim, dtype, "plain", "causal")
+    kernels = {"softmax_forward", "backward_query", "backward_key_value", "attention_weights", "sample_forward"}
+    assert {case["kernel"] for case in found} >= kernels
+    spilled = [(case["kernel"], case["variant"], case["spill_bytes"]) for case in found if case["spill_bytes"]]
     assert spilled == []
     shared = {80: 163, 90: 227, 100: 227, 120: 99}[capability] * 1024
     assert all(case["shared_bytes"] <= shared for case in found)
     if capability == 90:
-        assert all(case["wgmma"] for case in found)
+        assert all(case["wgmma"] for case in found if case["kernel"] != "weighted_mean")
+
+
+@pytest.mark.parametrize(("capability", "head_dim", "dtype"), [(90, 80, "bfloat16"), (80, 32, "float32")])
+def test_every_option_compiles(capability, head_dim, dtype):
+    """Window, float mask and its gradient, soft cap, dropout, grouped heads, offsets, entropy, weights, at once."""
+    kernels = {case["kernel"] for case in compiled(capability, head_dim, dtype, "everything")}
+    assert kernels >= {"softmax_forward", "weighted_mean", "backward_query", "backward_key_value", "backward_mask"}
+    assert kernels >= {"attention_weights", "sample_forward"}

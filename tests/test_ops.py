@@ -199,3 +199,37 @@ def test_global_on_a_cpu_is_torchs_own_kernel(monkeypatch):
     )
     monkeypatch.setattr(blocked, "blocks", None)  # the tile walk would fail
     attnkern.global_attention(query, key, value).sum().backward()
+
+
+SECOND = {
+    "global": lambda q, k, v, m: attnkern.global_attention(q, k, v, m, enable_gqa=True, softcap=3.0),
+    "local": lambda q, k, v, m: attnkern.local_attention(
+        q, k, v, m, window=(3, 2), dropout_p=0.3, seed=1, enable_gqa=True
+    ),
+    "weights": CALLS["weights"],
+    "hard": lambda q, k, v, m: attnkern.hard_attention(q, k, v, m, seed=2, num_samples=2, enable_gqa=True)[:5:2],
+}
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_second_derivatives(name):
+    query, key, value = tensors(batch=1, heads=2, kv_heads=1, len_q=4, len_k=6, dim=3, dtype=torch.float64)
+    mask = torch.randn(1, 1, 1, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda *t: torch.autograd.grad(_square(SECOND[name](*t)), t, create_graph=True, materialize_grads=True),
+        (query, key, value, mask),
+    )
+
+
+def test_hessian_by_func():
+    query, key, value = (t.detach() for t in tensors(batch=1, heads=1, kv_heads=1, len_q=2, len_k=3, dim=2))
+
+    def loss(query, **options):
+        return attnkern.global_attention(query, key, value, **options).square().sum()
+
+    got = torch.func.jacrev(torch.func.grad(loss))(query)
+    torch.testing.assert_close(got, torch.func.hessian(lambda q: loss(q, backend="reference"))(query))
+
+
+def _square(results):
+    return sum(r.square().sum() for r in results) if isinstance(results, tuple) else results.square().sum()

@@ -62,7 +62,14 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
         setup_context=setup_context,
         backward=backward,
     )
-    library.impl(name, recorded.apply, "Autograd")
+
+    def dispatch(*args):
+        if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
+            return recorded.apply(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operation(*args)
+
+    library.impl(name, dispatch, "Autograd")
 
     def call(*args):
         transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from attnkern.backends.choose import choose, load
-from attnkern.ops import library
+from attnkern.ops import library, second_order
 from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Gradients, Inputs, new_output
 
@@ -94,7 +94,7 @@ def _autograd(ctx, grad_output, _, grad_score, grad_lse, grad_entropy):
     grads = (grad_output, grad_score, grad_lse, grad_entropy)
     if all(grad is None for grad in grads):
         return tuple([None] * (INPUTS + len(ctx.options)))
-    gradients = torch.ops.attnkern.sample_attention_backward(
+    gradients = _differentiable_backward(
         *grads, index, score, lse, entropy, *inputs, *ctx.options, ctx.needs_input_grad[3]
     )
     return library.gradients_or_none(gradients, ctx.needs_input_grad)
@@ -113,6 +113,11 @@ library.define(
     f"{library.SCORE_ARGUMENTS}, {_CHOICES}, bool needs_mask) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
+)
+_differentiable_backward = second_order.differentiable(
+    "sample_attention_backward",
+    ("grad_output", "grad_score", "grad_lse", "grad_entropy"),
+    second_order.sample_results,
 )
 sample_attention = library.differentiable("sample_attention", _setup_context, _autograd)
 _BATCHED = dict.fromkeys(("query", "key", "value", "attn_mask", "offsets"), 0)

@@ -4,7 +4,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from attnkern.backends.choose import choose, load
-from attnkern.ops import library
+from attnkern.ops import library, second_order
 from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Inputs, new_output
 
@@ -57,9 +57,7 @@ def _autograd(ctx, grad_output, grad_lse):
     if grad_output is None and grad_lse is None:
         return tuple(no_gradient)
     needs_mask = ctx.needs_input_grad[3]
-    gradients = torch.ops.attnkern.softmax_attention_backward(
-        grad_output, grad_lse, output, lse, *inputs, *ctx.options, needs_mask
-    )
+    gradients = _differentiable_backward(grad_output, grad_lse, output, lse, *inputs, *ctx.options, needs_mask)
     return library.gradients_or_none(gradients, ctx.needs_input_grad)
 
 
@@ -75,6 +73,9 @@ library.define(
     "float dropout_p, str? backend, bool needs_mask) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
+)
+_differentiable_backward = second_order.differentiable(
+    "softmax_attention_backward", ("grad_output", "grad_lse"), second_order.softmax_results
 )
 softmax_attention = library.differentiable("softmax_attention", _setup_context, _autograd)
 _BATCHED = dict.fromkeys(("query", "key", "value", "attn_mask", "offsets"), 0)

@@ -4,7 +4,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from attnkern.backends.choose import choose, load
-from attnkern.ops import library
+from attnkern.ops import library, second_order
 from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Inputs
 
@@ -55,7 +55,7 @@ def _setup_context(ctx, inputs, output):
 
 def _autograd(ctx, grad_weights):
     needs_query, needs_key, _, needs_mask, *_ = ctx.needs_input_grad
-    grad_query, grad_key, grad_mask = torch.ops.attnkern.attention_weights_backward(
+    grad_query, grad_key, grad_mask = _differentiable_backward(
         grad_weights, *ctx.saved_tensors, *ctx.options, needs_mask
     )
     gradients = (grad_query if needs_query else None, grad_key if needs_key else None, None)
@@ -73,6 +73,9 @@ library.define(
     "float dropout_p, bool mean, str? backend, bool needs_mask) -> (Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
+)
+_differentiable_backward = second_order.differentiable(
+    "attention_weights_backward", ("grad_weights",), second_order.weights_result
 )
 attention_weights = library.differentiable("attention_weights", _setup_context, _autograd)
 _BATCHED = dict.fromkeys(("query", "key", "lse", "attn_mask", "offsets"), 0)
