@@ -1,4 +1,4 @@
-"""Global attention through torch's own fused CPU kernel, where it computes what we define."""
+"""Torch's own fused CPU kernel, for global attention and for windows that leave little out."""
 
 import math
 
@@ -12,21 +12,36 @@ _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
+MASK_SIZE = 1 << 22  # entries of the largest mask made to hold a window
+COVERAGE = 0.4  # share of the score matrix from which masking it beats walking its tiles
+
+
 def can_run(problem: Problem, inputs: Inputs) -> bool:
-    """Whether torch's kernel covers this problem."""
-    plain = problem.band == (UNLIMITED, UNLIMITED) or (
-        problem.window == (UNLIMITED, UNLIMITED) and problem.query_offset == 0 and problem.mask is None
-    )
+    """Whether torch's kernel computes this problem, and without much waste."""
     return (
         problem.device == "cpu"
-        and plain
         and not problem.softcap
         and not problem.dropout_p
         and problem.group == 1
         and problem.head_dim == problem.value_dim
         and (problem.mask != "float" or inputs.attn_mask.dtype == problem.dtype)
         and 0 not in (problem.batch, problem.heads, problem.len_q, problem.len_k, problem.head_dim)
+        and (_is_plain(problem) or _covers_most(problem))
     )
+
+
+def _is_plain(problem: Problem) -> bool:
+    """No window, or the causal one as torch's kernel has it."""
+    causal = problem.query_offset == 0 and problem.mask is None
+    return problem.window == (UNLIMITED, UNLIMITED) and (causal or not problem.causal)
+
+
+def _covers_most(problem: Problem) -> bool:
+    """The window leaves out so little that it may as well be a mask."""
+    scores = problem.len_q * problem.len_k
+    if problem.query_offset is None or scores * (problem.batch if problem.mask else 1) > MASK_SIZE:
+        return False
+    return problem.pairs() >= COVERAGE * scores * problem.batch * problem.heads
 
 
 def is_sound(lse: Tensor) -> bool:
@@ -36,7 +51,7 @@ def is_sound(lse: Tensor) -> bool:
 
 def forward(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     query, key, value, bias, empty = _prepared(problem, inputs)
-    output, lse = _forward(query, key, value, 0.0, problem.causal, attn_mask=bias, scale=problem.scale)
+    output, lse = _forward(query, key, value, 0.0, problem.causal and bias is None, attn_mask=bias, scale=problem.scale)
     lse = lse.contiguous()
     wanted = new_output(inputs.query, inputs.value)
     output = output if output.stride() == wanted.stride() else wanted.copy_(output)
@@ -48,7 +63,16 @@ def backward(problem: Problem, inputs: Inputs, output: Tensor, lse: Tensor, grad
     lse = lse if empty is None else lse.masked_fill(empty, 0.0)
     return Gradients(
         *_backward(
-            grad_output, query, key, value, output, lse, 0.0, problem.causal, attn_mask=bias, scale=problem.scale
+            grad_output,
+            query,
+            key,
+            value,
+            output,
+            lse,
+            0.0,
+            problem.causal and bias is None,
+            attn_mask=bias,
+            scale=problem.scale,
         )
     )
 
@@ -57,12 +81,27 @@ def _prepared(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor,
     """Inputs as the kernel wants them: an additive mask, unreachable keys cleared, empty rows found."""
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in inputs[:3])
     mask = inputs.attn_mask
-    if mask is None:
+    if mask is None and _is_plain(problem):
         return query, key, value, None, None
-    if mask.dtype == torch.bool:
-        allowed, bias = mask, torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, NEG_INF)
-    else:
-        allowed, bias = mask != NEG_INF, mask.to(query.dtype)
+    allowed = None if mask is None else mask if mask.dtype == torch.bool else mask != NEG_INF
+    if not _is_plain(problem):
+        allowed = _band(problem) if allowed is None else _band(problem) & allowed
+    bias = torch.zeros(allowed.shape, dtype=query.dtype)
+    if problem.mask == "float":
+        bias = bias + mask
+    bias = bias.masked_fill_(~allowed, NEG_INF)
     reachable = allowed.any(2).unsqueeze(-1)
     key, value = torch.where(reachable, key, 0.0), torch.where(reachable, value, 0.0)
     return query, key, value, bias, ~allowed.any(-1)
+
+
+def _band(problem: Problem) -> Tensor:
+    """Where the window lets a query look: bool `(1, 1, Lq, Lk)`."""
+    left, right = problem.band
+    distance = torch.arange(problem.len_k) - torch.arange(problem.len_q).unsqueeze(1) - problem.query_offset
+    inside = torch.ones_like(distance, dtype=torch.bool)
+    if left != UNLIMITED:
+        inside &= distance >= -left
+    if right != UNLIMITED:
+        inside &= distance <= right
+    return inside[None, None]
