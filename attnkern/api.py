@@ -7,10 +7,11 @@ from torch import Tensor
 
 from attnkern import checks, philox, reference
 from attnkern.backends.choose import choose
+from attnkern.ops.library import describe
 from attnkern.ops.sample import sample_attention
 from attnkern.ops.softmax import softmax_attention
 from attnkern.ops.weights import attention_weights
-from attnkern.problem import Problem
+from attnkern.problem import Inputs
 from attnkern.results import Aux, AuxRequest, HardAttention
 
 Offset = int | Literal["end"] | Tensor
@@ -157,7 +158,7 @@ def hard_attention(
     seed = None if deterministic else _seed_tensor(seed, query.device)
 
     if backend == "reference":
-        result = _in_compute_dtype(
+        result = reference.widened(
             reference.hard_attention, query, key, value, attn_mask, is_causal=is_causal, scale=scale, softcap=softcap,
             window=(left, right), query_offset=query_offset if offsets is None else offsets, num_samples=draws,
             deterministic=deterministic, straight_through=straight_through, seed=seed,
@@ -191,12 +192,11 @@ def _softmax_attention(
     seed = _seed_tensor(seed, query.device) if dropout_p else None
 
     if backend == "reference" or center is not None or sigma is not None:
-        problem = Problem(
-            len_q=query.shape[2], dtype=query.dtype, device=query.device.type, window=(left, right),
-            center=center is not None, sigma=sigma is not None, renormalize=renormalize,
-        )  # fmt: skip
-        choose(problem, backend)
-        output, lse, weights = _in_compute_dtype(
+        if backend not in (None, "reference"):
+            inputs = Inputs(query, key, value, attn_mask, offsets)
+            options = (scale, softcap, is_causal, left, right, query_offset)
+            choose(describe(inputs, *options, center=center is not None, sigma=sigma is not None), backend)
+        output, lse, weights = reference.widened(
             reference.softmax_attention, query, key, value, attn_mask, is_causal=is_causal, scale=scale,
             softcap=softcap, window=(left, right), query_offset=query_offset if offsets is None else offsets,
             center=center, sigma=sigma, renormalize=renormalize, dropout_p=dropout_p, seed=seed,
@@ -215,21 +215,9 @@ def _softmax_attention(
     return output, Aux(lse if aux.lse else None, weights if aux.weights is not None else None)
 
 
-def _in_compute_dtype(function, query, key, value, attn_mask, **options):
-    """Runs a reference in at least float32; everything but lse, score and entropy in the query's dtype."""
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    if attn_mask is not None and attn_mask.dtype != torch.bool:
-        attn_mask = attn_mask.to(dtype)
-    result = function(query.to(dtype), key.to(dtype), value.to(dtype), attn_mask, **options)
-    if isinstance(result, HardAttention):
-        return result._replace(output=result.output.to(query.dtype))
-    output, lse, weights = result
-    return output.to(query.dtype), lse, weights.to(query.dtype)
-
-
 def _autocast(query, key, value, attn_mask):
     """Under autocast, products run in its dtype, as torch's own attention does."""
-    if not isinstance(query, Tensor) or not torch.is_autocast_enabled(query.device.type):
+    if not isinstance(query, Tensor) or query.is_meta or not torch.is_autocast_enabled(query.device.type):
         return query, key, value, attn_mask
     dtype = torch.get_autocast_dtype(query.device.type)
     return tuple(

@@ -8,6 +8,8 @@ from torch import Tensor
 from attnkern.problem import UNLIMITED
 from attnkern.results import AuxRequest
 
+FARTHEST = 1 << 28  # positions and windows beyond it see as much as those at it: no sequence is as long
+
 
 def check_tensors(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
     """`query (B, H, Lq, E)`, `key (B, Hkv, Lk, E)`, `value (B, Hkv, Lk, Ev)`, one dtype, one device."""
@@ -16,8 +18,8 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -
             raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
         if tensor.dim() != 4:
             raise ValueError(f"{name} must have 4 dimensions (batch, heads, length, features), got {_shape(tensor)}")
-        if not tensor.dtype.is_floating_point:
-            raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
+        if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
+            raise TypeError(f"{name} must have a floating-point dtype of 16 bits or more, got {tensor.dtype}")
         if tensor.dtype != query.dtype:
             raise TypeError(f"{name} must have the dtype of query, {query.dtype}, got {tensor.dtype}")
         if tensor.device != query.device:
@@ -66,44 +68,47 @@ def check_offset(query_offset: int | str | Tensor, query: Tensor, key: Tensor) -
             raise ValueError(f"query_offset must be an int, a (batch,) tensor or 'end', got {query_offset!r}")
         return key.shape[2] - query.shape[2], None
     if not isinstance(query_offset, Tensor):
-        if isinstance(query_offset, float):
+        if not _is_int(query_offset):
             raise TypeError(f"query_offset must be an int, a (batch,) tensor or 'end', got {query_offset!r}")
-        return query_offset, None
+        return max(-FARTHEST, min(query_offset, FARTHEST)), None
     if query_offset.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"query_offset must be an int32 or int64 tensor, got {query_offset.dtype}")
     if query_offset.shape != query.shape[:1]:
         raise ValueError(f"query_offset must have shape ({query.shape[0]},), got {_shape(query_offset)}")
     if query_offset.device != query.device:
         raise ValueError(f"query_offset must be on the device of query, {query.device}, got {query_offset.device}")
-    return 0, query_offset.to(torch.int64)
+    return 0, query_offset.to(torch.int64).clamp(-FARTHEST, FARTHEST)
 
 
 def check_window(window: tuple[int, int] | None) -> tuple[int, int]:
     """`(left, right)`, each a count of keys or -1 for unlimited; None is unlimited both ways."""
     if window is None:
         return UNLIMITED, UNLIMITED
-    if isinstance(window, (str, Tensor)) or not hasattr(window, "__len__") or len(window) != 2:
+    if not isinstance(window, (tuple, list)) or len(window) != 2:
         raise TypeError(f"window must be a pair (left, right), got {window!r}")
-    left, right = window
-    for side in (left, right):
-        if isinstance(side, (bool, float, str, Tensor)):
+    for side in window:
+        if not _is_int(side):
             raise TypeError(f"window must hold two ints, got {window!r}")
         if side < UNLIMITED:
             raise ValueError(f"window must hold counts of keys, or -1 for unlimited, got {window!r}")
+    left, right = (UNLIMITED if side > FARTHEST else side for side in window)
     return left, right
 
 
 def check_scalars(scale: float | None, softcap: float, dropout_p: float, query: Tensor) -> float:
     """The scale; soft cap and dropout probability are only checked."""
+    for name, number in (("dropout_p", dropout_p), ("softcap", softcap), ("scale", 1 if scale is None else scale)):
+        if not _is_number(number):
+            raise TypeError(f"{name} must be a number, got {number!r}")
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"dropout_p must be between 0 and 1, got {dropout_p}")
     if not 0 <= softcap < math.inf:
         raise ValueError(f"softcap must be a finite number, 0 for none, got {softcap}")
     if scale is None:
         return 1 / math.sqrt(query.shape[3])
-    if not math.isfinite(scale):
+    if not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")
-    return float(scale)
+    return scale * 1.0
 
 
 def check_seed(seed: int | Tensor | None, device: torch.device) -> None:
@@ -113,9 +118,11 @@ def check_seed(seed: int | Tensor | None, device: torch.device) -> None:
             raise ValueError(f"seed must be a 0-d int64 tensor, got {_shape(seed)} {seed.dtype}")
         if seed.device != device:
             raise ValueError(f"seed must be on the device of query, {device}, got {seed.device}")
-    elif isinstance(seed, (bool, float, str)):
+    elif seed is None:
+        return
+    elif not _is_int(seed):
         raise TypeError(f"seed must be an int, a 0-d int64 tensor or None, got {seed!r}")
-    elif seed is not None and not -(2**63) <= seed < 2**63:
+    elif not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed must fit 64 bits, got {seed}")
 
 
@@ -134,16 +141,22 @@ def check_gaussian(center: Tensor | None, sigma: float | Tensor | None, renormal
             )
         if not tensor.dtype.is_floating_point:
             raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
-    if isinstance(sigma, (int, float)) and not 0 < sigma < math.inf:
+        if tensor.device != query.device:
+            raise ValueError(f"{name} must be on the device of query, {query.device}, got {tensor.device}")
+    if not isinstance(sigma, Tensor) and sigma is not None and not _is_number(sigma):
+        raise TypeError(f"sigma must be a number, a Tensor or None, got {sigma!r}")
+    if _is_number(sigma) and not 0 < sigma < math.inf:
         raise ValueError(f"sigma must be positive and finite, got {sigma}")
     if renormalize and sigma is None:
         raise ValueError("renormalize=True needs sigma, got None")
 
 
 def check_samples(num_samples: int | None) -> None:
-    if isinstance(num_samples, (bool, float, str)):
+    if num_samples is None:
+        return
+    if not _is_int(num_samples):
         raise TypeError(f"num_samples must be an int or None, got {num_samples!r}")
-    if num_samples is not None and num_samples < 1:
+    if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
 
 
@@ -156,6 +169,14 @@ def check_aux(return_aux: AuxRequest | None) -> AuxRequest:
     if weights not in (None, "mean", "heads"):
         raise ValueError(f"AuxRequest.weights must be None, 'mean' or 'heads', got {weights!r}")
     return AuxRequest(return_aux.lse, weights)
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    return _is_int(value) or isinstance(value, (float, torch.SymFloat))
 
 
 def _shape(tensor: Tensor) -> str:

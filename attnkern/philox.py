@@ -73,6 +73,15 @@ def sample_uniforms(seed: Tensor, rows: Tensor, batch_heads: Tensor, blocks: Ten
     return (bits >> (32 - UNIFORM_BITS)).to(torch.float32) * 2.0**-UNIFORM_BITS
 
 
+def running_sum(mass: Tensor) -> Tensor:
+    """Prefix sums along the last dimension, by doubling: `cumsum` has no deterministic form on a GPU."""
+    step = 1
+    while step < mass.shape[-1]:
+        mass = mass + torch.nn.functional.pad(mass[..., :-step], (step, 0))
+        step *= 2
+    return mass
+
+
 def draw_seed(device: torch.device) -> Tensor:
     """A fresh 0-d int64 seed from torch's generator of `device` (follows `torch.manual_seed`)."""
     return torch.randint(0, 2**62, (), dtype=torch.int64, device=device)

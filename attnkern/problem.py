@@ -97,9 +97,7 @@ class Problem:
     def band(self) -> tuple[int, int]:
         """Window with causality folded in: a causal query looks no further right than itself."""
         left, right = self.window
-        if self.causal:
-            right = 0 if right == UNLIMITED else min(right, 0)
-        return left, right
+        return (left, 0) if self.causal else (left, right)
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -120,10 +118,15 @@ class Problem:
         A mask tensor is not read: its pairs count. So do those of learned centres, as a full window.
         """
         left, right = self.band
-        rows = torch.arange(self.len_q) + (self.query_offset or 0)
-        begin = torch.zeros_like(rows) if left < 0 else (rows - left).clamp(0, self.len_k)
-        end = torch.full_like(rows, self.len_k) if right < 0 else (rows + right + 1).clamp(0, self.len_k)
-        return self.batch * self.heads * int((end - begin).clamp(min=0).sum())
+        offset = self.query_offset or 0
+        begin = 0 if left < 0 else self._clamped_sum(offset - left)
+        end = self.len_q * self.len_k if right < 0 else self._clamped_sum(offset + right + 1)
+        return self.batch * self.heads * (end - begin)
+
+    def _clamped_sum(self, shift: int) -> int:
+        """Sum over the rows i of i + shift, kept between 0 and len_k."""
+        first, last = (min(max(0, bound), self.len_q) for bound in (-shift, self.len_k - shift))
+        return (first + last - 1 + 2 * shift) * (last - first) // 2 + (self.len_q - last) * self.len_k
 
     def __str__(self) -> str:
         heads = f"{self.heads}" if self.heads == self.kv_heads else f"{self.heads}/{self.kv_heads}"

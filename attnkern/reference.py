@@ -118,7 +118,7 @@ def hard_attention(
     """Sampled (or argmax) attention; `index` forces the draws, `(S, B, H, Lq)`."""
     score = scores(query, key, attn_mask, **score_options)
     weights, lse = softmax(score)
-    log_weights = torch.where(weights > 0, score - lse[..., None], 0.0)
+    log_weights = torch.where(weights > 0, weights, 1.0).log()
     entropy = -(weights * log_weights).sum(-1)
     if index is None:
         index = argmax(score).expand(num_samples, -1, -1, -1) if deterministic else sample(score, num_samples, seed)
@@ -174,7 +174,7 @@ def sample(score: Tensor, num_samples: int, seed: Tensor) -> Tensor:
         target = u.to(score.dtype) * running_sum
         # the first block with any mass is always taken; rounding must not lose it
         taken = (block_mass > 0) & ((target < block_mass) | (index < 0))
-        reached = (mass.cumsum(-1) <= target[..., None]).sum(-1)
+        reached = (philox.running_sum(mass) <= target[..., None]).sum(-1)
         last = torch.where(mass > 0, torch.arange(block.shape[-1], device=score.device), -1).amax(-1)
         index = torch.where(taken, begin + torch.minimum(reached, last), index)
     return index
@@ -212,3 +212,17 @@ def _dropout_keep(weights: Tensor, dropout_p: float, seed: Tensor) -> Tensor:
     device = weights.device
     batch_heads = torch.arange(batch * heads, device=device).view(batch, heads)
     return philox.dropout_keep(seed, torch.arange(len_q, device=device), batch_heads, (0, len_k), dropout_p)
+
+
+def widened(function, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options):
+    """A reference in at least float32, its output and weights in the query's dtype: what `backend="reference"` runs."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    floats = {name: x for name, x in options.items() if isinstance(x, Tensor) and x.is_floating_point()}
+    if attn_mask is not None:
+        options["attn_mask"] = attn_mask if attn_mask.dtype == torch.bool else attn_mask.to(dtype)
+    options |= {name: x.to(dtype) for name, x in floats.items()}
+    result = function(query.to(dtype), key.to(dtype), value.to(dtype), **options)
+    if isinstance(result, HardAttention):
+        return result._replace(output=result.output.to(query.dtype))
+    output, lse, weights = result
+    return output.to(query.dtype), lse, weights.to(query.dtype)

@@ -175,13 +175,11 @@ def run_naive(kind: str, tensors: dict[str, Tensor], case: Case, index: Tensor |
     """The reference in the tensors' own dtype, without widening."""
     if kind == "hard":
         return run(kind, tensors, case, "reference", index)
-    import attnkern.api
-
-    widening, attnkern.api._in_compute_dtype = attnkern.api._in_compute_dtype, lambda f, *args, **kw: f(*args, **kw)
+    widening, reference.widened = reference.widened, lambda function, *args, **options: function(*args, **options)
     try:
         return run(kind, tensors, case, "reference")
     finally:
-        attnkern.api._in_compute_dtype = widening
+        reference.widened = widening
 
 
 def compare(got: Tensor, exact: Tensor, naive: Tensor) -> str | None:

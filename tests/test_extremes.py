@@ -124,3 +124,32 @@ def test_dropout_at_its_ends(backend, dropout_p, device):
     expected = attnkern.global_attention(query, key, value, backend="reference") * (1 - dropout_p)
     torch.testing.assert_close(output, expected)
     assert not torch.autograd.grad(output.sum(), query)[0].isnan().any()
+
+
+@pytest.mark.parametrize("window", [(0, 2**31 - 1), (2**31 - 1, 2**63 - 1), (2**62, 0)])
+@pytest.mark.parametrize("offset", [0, 2**40, -(2**40)])
+def test_windows_and_offsets_beyond_32_bits(backend, window, offset, device):
+    query, key, value = tensors(device=device)
+    small = (min(window[0], 1000), min(window[1], 1000))
+    expected = attnkern.local_attention(
+        query, key, value, window=small, query_offset=max(-500, min(offset, 500)), backend="reference"
+    )
+    for form in (offset, torch.tensor([offset], device=device)):
+        got = attnkern.local_attention(query, key, value, window=window, query_offset=form, backend=backend)
+        torch.testing.assert_close(got, expected)
+
+
+def test_values_without_features(backend, device):
+    query, key, _ = tensors(device=device)
+    output, aux = attnkern.global_attention(query, key, key[..., :0], return_aux=AuxRequest(lse=True), backend=backend)
+    assert output.shape == (1, 2, 6, 0) and aux.lse.isfinite().all()
+    assert (attnkern.hard_attention(query, key, key[..., :0], seed=1, backend=backend).index >= 0).all()
+
+
+def test_sampling_an_infinite_score(backend, device):
+    query, key, value = tensors(device=device)
+    mask = torch.zeros(1, 1, 6, 70, device=device)
+    mask[..., [7, 69]] = math.inf
+    hard = attnkern.hard_attention(query, key, value, mask, seed=1, backend=backend)
+    assert hard.score.isfinite().all() and (hard.log_prob == 0).all()
+    torch.testing.assert_close(hard.entropy, torch.full_like(hard.entropy, math.log(2)))

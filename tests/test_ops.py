@@ -177,14 +177,15 @@ def test_masks_are_not_expanded(monkeypatch):
     assert seen == [(2, 1, 1, 30)] * 2
 
 
-def test_addresses_are_64_bit():
-    """A view whose last row lies beyond 2^31 elements, in memory that was never touched in between."""
-    storage = torch.empty(2**31 + 4096, dtype=torch.float16)
-    far = storage.as_strided((1, 2, 8, 16), (0, 2**31, 16, 1))
-    far.copy_(torch.randn(1, 2, 8, 16))
-    for backend in ("blocked", "triton"):
-        got = attnkern.global_attention(far, far, far, backend=backend)
-        torch.testing.assert_close(got, attnkern.global_attention(*[far.contiguous()] * 3, backend=backend))
+def test_addresses_are_64_bit(device):
+    """Heads, then rows, that lie beyond 2^31 elements, in memory that was never touched in between."""
+    storage = torch.empty(2**31 + 4096, dtype=torch.float16, device=device)
+    for shape, strides in (((1, 2, 8, 16), (0, 2**31, 16, 1)), ((1, 1, 64, 16), (0, 0, 2**25, 1))):
+        far = storage.as_strided(shape, strides)
+        far.copy_(torch.randn(shape))
+        for backend in ("blocked", "triton"):
+            got = attnkern.global_attention(far, far, far, backend=backend)
+            torch.testing.assert_close(got, attnkern.global_attention(*[far.contiguous()] * 3, backend=backend))
 
 
 def test_global_on_a_cpu_is_torchs_own_kernel(monkeypatch):

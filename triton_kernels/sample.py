@@ -116,7 +116,7 @@ def sample_forward(
     entries = sample.to(tl.int64) * batch_heads * len_q + row[:, None]
     inside = (rows < len_q)[:, None] & (sample < num_samples)
     tl.store(index + entries, picked.to(tl.int64), mask=inside)
-    tl.store(score + entries, picked_score * (1 / UNIT), mask=inside)
+    tl.store(score + entries, tl.minimum(picked_score * (1 / UNIT), LARGEST), mask=inside)
     if sample_group == 0:
         tl.store(lse + row, log_sum_exp(top, total, UNIT), mask=rows < len_q)
         total = tl.where(total > 0, total, 1.0)

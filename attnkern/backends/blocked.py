@@ -225,7 +225,7 @@ class _Picks:
         padding = -mass.shape[-1] % size
         mass = torch.nn.functional.pad(mass, (0, padding)).unflatten(-1, (-1, size))
         block_mass = mass.sum(-1)
-        target = self._uniforms(keys) * (before + block_mass.cumsum(-1))
+        target = self._uniforms(keys) * (before + philox.running_sum(block_mass))
         filled = block_mass > 0
         first = filled & (filled.cumsum(-1) == 1) & (self.index < 0).unsqueeze(-1)
         taken = (filled & (target < block_mass)) | first
@@ -237,7 +237,7 @@ class _Picks:
             return
         column = winner[draw, n, row] - 1
         inside = mass[n, row, column]
-        reached = (inside.cumsum(-1) <= target[draw, n, row, column].unsqueeze(-1)).sum(-1)
+        reached = (philox.running_sum(inside) <= target[draw, n, row, column].unsqueeze(-1)).sum(-1)
         last = torch.where(inside > 0, torch.arange(size, device=mass.device), -1).amax(-1)
         column = column * size + torch.minimum(reached, last)
         self.index[draw, n, row] = column + keys[0]

@@ -53,8 +53,10 @@ def choose(problem: Problem, name: str | None = None) -> str:
 
 def refusal(name: str, problem: Problem) -> str | None:
     """Why the named backend cannot run the problem, or None."""
+    if name == "cuda":
+        return "this version has no CUDA C++ kernels"
     if name not in PREFERENCE:
-        raise ValueError(f"backend must be None or one of {', '.join(PREFERENCE)}, got {name!r}")
+        raise ValueError(f"backend must be None or one of cuda, {', '.join(PREFERENCE)}, got {name!r}")
     if name == "reference":
         return None
     module = load(name)

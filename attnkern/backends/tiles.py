@@ -30,13 +30,19 @@ class Block:
     """
 
     def __init__(
-        self, problem: Problem, inputs: Inputs, batch: slice, heads: slice, rows: tuple[int, int], cache: dict
+        self,
+        problem: Problem,
+        inputs: Inputs,
+        batch: slice,
+        heads: slice,
+        rows: tuple[int, int],
+        offset: int,
+        bands: dict[tuple[int, int, int], Tensor],
     ):
         self.problem, self.inputs = problem, inputs
         self.batch, self.heads, self.rows = batch, heads, rows
-        self._bands = cache
-        offsets = inputs.offsets
-        self.offset = problem.query_offset if offsets is None else int(offsets[batch.start])
+        self.offset = offset  # key position of row 0
+        self._bands = bands  # those made so far: interior tiles share one
         self.keys = problem.key_range(*rows, self.offset)
 
     def key_tiles(self, align: int = 1) -> Iterator[tuple[int, int]]:
@@ -211,12 +217,15 @@ def blocks(problem: Problem, inputs: Inputs) -> Iterator[Block]:
     budget = TILE_BYTES.get(problem.device, TILE_BYTES_ELSEWHERE)
     together = max(1, budget // max(1, size * problem.group * rows * min(span, KEYS)))
 
-    cache: dict = {}
+    bands: dict = {}
+    offsets = None if inputs.offsets is None else inputs.offsets.tolist()
     whole_batches = 1 if inputs.offsets is not None else max(1, together // problem.kv_heads)
     heads_at_once = min(together, problem.kv_heads)
     for b in range(0, problem.batch, whole_batches):
         batch = slice(b, min(b + whole_batches, problem.batch))
         for h in range(0, problem.kv_heads, heads_at_once):
             heads = slice(h, min(h + heads_at_once, problem.kv_heads))
+            offset = problem.query_offset if offsets is None else offsets[b]
             for row in range(0, problem.len_q, rows):
-                yield Block(problem, inputs, batch, heads, (row, min(row + rows, problem.len_q)), cache)
+                own = row, min(row + rows, problem.len_q)
+                yield Block(problem, inputs, batch, heads, own, offset, bands)

@@ -28,23 +28,27 @@ sparse_backward = sparse.backward
 INTERPRETED = not isinstance(softmax_kernels.softmax_forward, triton.JITFunction)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LARGEST_HEAD = 256
+FARTHEST_ROW = 1 << 22  # stride between rows from which a tensor is copied
 MASK_PROGRAMS = 256  # of backward_mask: enough to fill a GPU
 
 
 def refuses(problem: Problem) -> str | None:
     """Why this backend cannot run the problem; None if it can."""
-    if problem.device == "cpu" and not INTERPRETED:
-        return "tensors are on a CPU (TRITON_INTERPRET=1, set before the import, runs its interpreter)"
-    if problem.device not in ("cpu", "cuda"):
-        return f"device {problem.device} is not cuda"
-    if problem.device == "cuda" and INTERPRETED:
-        return "TRITON_INTERPRET=1 is set"
     if problem.center or problem.sigma:
         return "learned centres and Gaussians run on the reference only"
     if problem.dtype not in DTYPES:
         return f"dtype {problem.dtype} is not float16, bfloat16 or float32"
     if max(problem.head_dim, problem.value_dim) > LARGEST_HEAD:
         return f"head size {max(problem.head_dim, problem.value_dim)} is above {LARGEST_HEAD}"
+    if problem.device == "cpu":
+        interpreter = "TRITON_INTERPRET=1, set before the import, runs Triton's interpreter"
+        return None if INTERPRETED else f"tensors are on a CPU ({interpreter})"
+    if problem.device != "cuda":
+        return f"device {problem.device} is not cuda"
+    if INTERPRETED:
+        return "TRITON_INTERPRET=1 is set"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+        return "the GPU is older than compute capability 8.0"
     return None
 
 
@@ -198,7 +202,8 @@ def _mask_gradient(problem: Problem, mask: Tensor, arguments: dict) -> Tensor:
     mask_batches, mask_heads, mask_rows, mask_keys = mask.shape
     sum_rows, sum_keys = mask_rows == 1 != problem.len_q, mask_keys == 1 != problem.len_k
     kernel = mask_kernels.backward_mask
-    config = _config(kernel, problem)
+    with _on(mask):
+        config = _config(kernel, problem)
     tiles_m, tiles_n = triton.cdiv(problem.len_q, config.block_m), triton.cdiv(problem.len_k, config.block_n)
     own = mask_batches * mask_heads * (1 if sum_rows else tiles_m) * (1 if sum_keys else tiles_n)
     all_tiles = problem.batch * problem.heads * tiles_m * tiles_n
@@ -266,9 +271,13 @@ def _arguments(problem: Problem, inputs: Inputs) -> dict:
 
 
 def _precision(dtype: torch.dtype) -> str:
-    """Float32 products follow `torch.set_float32_matmul_precision`."""
-    precision = torch.get_float32_matmul_precision()
-    return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[precision] if dtype == torch.float32 else "ieee"
+    """Float32 products follow `torch.set_float32_matmul_precision`, or torch's newer setting of the same."""
+    if dtype != torch.float32:
+        return "ieee"
+    try:
+        return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
+    except RuntimeError:  # the newer setting was used
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def _strides(tensor: Tensor, *names: str) -> dict[str, int]:
@@ -287,7 +296,8 @@ def _unit_stride(inputs: Inputs) -> Inputs:
 
 
 def _with_unit_stride(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    """Features side by side, and rows near enough for 32-bit offsets inside a tile."""
+    return tensor if tensor.stride(-1) == 1 and tensor.stride(-2) < FARTHEST_ROW else tensor.contiguous()
 
 
 def _padded(width: int) -> int:
@@ -295,7 +305,7 @@ def _padded(width: int) -> int:
 
 
 def _is_empty(problem: Problem) -> bool:
-    return 0 in (problem.batch, problem.heads, problem.len_q, problem.len_k, problem.value_dim)
+    return 0 in (problem.batch, problem.heads, problem.len_q, problem.len_k)
 
 
 def _on(tensor: Tensor):

@@ -71,6 +71,15 @@ HOPPER: Table = {
     },
 }
 
+# a mask takes a tile of the loop's memory as well
+MASKED: Table = {
+    "softmax_forward": {
+        64: (Config(64, 64, 4, 2), Config(128, 64, 8, 2)),
+        128: (Config(64, 32, 4, 2), Config(64, 64, 8, 2), Config(128, 64, 8, 2)),
+        256: (Config(32, 32, 4, 1), Config(64, 32, 8, 2)),
+    },
+}
+
 # products without tensor cores keep their operands in registers
 THIRTY_TWO_BIT: Table = {
     "softmax_forward": {64: (Config(32, 32, 8, 1),), 128: (Config(32, 16, 8, 1),), 256: (Config(16, 16, 8, 1),)},
@@ -88,7 +97,8 @@ def candidates(kernel: str, problem: Problem, capability: int) -> tuple[Config, 
     if problem.dtype.itemsize > 2:
         row = THIRTY_TWO_BIT[kernel]
     else:
-        row = (HOPPER if capability == 90 else {}).get(kernel, SIXTEEN_BIT[kernel])
+        special = MASKED if problem.mask else HOPPER if capability == 90 else {}
+        row = special.get(kernel, SIXTEEN_BIT[kernel])
     width = max(problem.head_dim, problem.value_dim)
     return next(configs for limit, configs in row.items() if width <= limit)
 
@@ -104,7 +114,7 @@ def config(
     row = candidates(kernel, problem, capability)
     place = _place(kernel, problem, device_name)
     known = _known().get(place)
-    if known is not None:
+    if known in row:
         return known
     if len(row) == 1 or os.environ.get("ATTNKERN_TUNE") != "1":
         return row[0]

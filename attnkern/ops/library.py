@@ -32,7 +32,7 @@ def _without_autocast(implementation: Callable) -> Callable:
     @functools.wraps(implementation)
     def run(*args):
         device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
-        if not torch.is_autocast_enabled(device):
+        if device == "meta" or not torch.is_autocast_enabled(device):
             return implementation(*args)
         with torch.autocast(device, enabled=False):
             return implementation(*args)

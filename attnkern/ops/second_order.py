@@ -66,8 +66,14 @@ def score_options(given: dict) -> dict:
 def softmax_results(**given) -> tuple[Tensor, Tensor, Tensor]:
     """Output, lse and weights."""
     value = given.get("value", given["key"])
-    return reference.softmax_attention(
-        given["query"], given["key"], value, dropout_p=given["dropout_p"], seed=given["seed"], **score_options(given)
+    return reference.widened(
+        reference.softmax_attention,
+        given["query"],
+        given["key"],
+        value,
+        dropout_p=given["dropout_p"],
+        seed=given["seed"],
+        **score_options(given),
     )
 
 
@@ -78,7 +84,8 @@ def weights_result(**given) -> tuple[Tensor]:
 
 def sample_results(**given) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Output, score, lse and entropy, at the draws that were made."""
-    hard = reference.hard_attention(
+    hard = reference.widened(
+        reference.hard_attention,
         given["query"],
         given["key"],
         given["value"],
