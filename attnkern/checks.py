@@ -53,7 +53,7 @@ def check_mask(attn_mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor |
     if attn_mask.dim() > 4:
         raise ValueError(f"attn_mask must have at most 4 dimensions, got {_shape(attn_mask)}")
     mask = attn_mask[(None,) * (4 - attn_mask.dim())]
-    if any(size not in (1, whole) for size, whole in zip(mask.shape, full)):
+    if not _broadcasts(mask.shape, full):
         raise ValueError(f"attn_mask must broadcast to (batch, heads, Lq, Lk) = {full}, got {_shape(attn_mask)}")
     for dim in range(4):  # a mask that was expanded already is taken back
         if mask.shape[dim] > 1 and mask.stride(dim) == 0:
@@ -134,7 +134,7 @@ def check_gaussian(center: Tensor | None, sigma: float | Tensor | None, renormal
                 raise TypeError(f"center must be a Tensor or None, got {type(tensor).__name__}")
             continue
         full = query.shape[:3]
-        fits = tensor.dim() == 3 and all(size in (1, whole) for size, whole in zip(tensor.shape, full))
+        fits = tensor.dim() == 3 and _broadcasts(tensor.shape, full)
         if not (fits and tensor.shape[2] == full[2]) and not (name == "sigma" and tensor.dim() == 0):
             raise ValueError(
                 f"{name} must have shape (batch | 1, heads | 1, Lq) of {tuple(full)}, got {_shape(tensor)}"
@@ -169,6 +169,11 @@ def check_aux(return_aux: AuxRequest | None) -> AuxRequest:
     if weights not in (None, "mean", "heads"):
         raise ValueError(f"AuxRequest.weights must be None, 'mean' or 'heads', got {weights!r}")
     return AuxRequest(return_aux.lse, weights)
+
+
+def _broadcasts(shape, full) -> bool:
+    # compared one by one: sizes may be symbols of a compiler, which `in` does not resolve
+    return all(any(size == fit for fit in (whole, 1)) for size, whole in zip(shape, full))
 
 
 def _is_int(value) -> bool:

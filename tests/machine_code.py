@@ -26,6 +26,8 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 VARIANTS = {
     "plain": {},
     "causal": {"causal": True},
+    "bool": {"mask": "bool"},
+    "float": {"mask": "float"},
     "everything": {
         "kv_heads": 1,
         "window": (100, 20),
@@ -46,7 +48,11 @@ def launches(variant: str, head_dim: int, dtype: torch.dtype, capability: int) -
     everything = variant == "everything"
     query = torch.zeros(2, 2, 256, head_dim, dtype=dtype)
     key, value = (torch.zeros(2, problem.kv_heads, 256, head_dim, dtype=dtype) for _ in range(2))
-    mask = torch.zeros(2, 1, 1, 256, dtype=dtype) if everything else None
+    mask = {
+        "everything": torch.zeros(2, 1, 1, 256, dtype=dtype),
+        "bool": torch.zeros(2, 2, 256, 256, dtype=torch.bool),
+        "float": torch.zeros(2, 2, 256, 256),
+    }.get(variant)
     offsets = torch.zeros(2, dtype=torch.int64) if everything else None
     inputs = Inputs(query, key, value, mask, offsets, torch.zeros((), dtype=torch.int64))
     lse = torch.zeros(2, 2, 256)

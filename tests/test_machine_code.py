@@ -43,3 +43,9 @@ def test_every_option_compiles(capability, head_dim, dtype):
     kernels = {case["kernel"] for case in compiled(capability, head_dim, dtype, "everything")}
     assert kernels >= {"softmax_forward", "weighted_mean", "backward_query", "backward_key_value", "backward_mask"}
     assert kernels >= {"attention_weights", "sample_forward"}
+
+
+def test_masked_tiles_fit_the_smallest_gpu():
+    """A mask's tile is pipelined with the keys'; sm_120 (like sm_86 and sm_89) has 99 KiB for both."""
+    found = compiled(120, 128, "bfloat16", "bool", "float")
+    assert found and all(case["shared_bytes"] <= 99 * 1024 for case in found)

@@ -56,6 +56,10 @@ CALLS = {
         q, k, v, window=(3, 0), enable_gqa=True, query_offset="end", softcap=4.0
     ),
     "hard": lambda q, k, v, m: attnkern.hard_attention(q, k, v, m, num_samples=2, enable_gqa=True).log_prob,
+    "gaussian": lambda q, k, v, m: attnkern.local_attention(
+        q, k, v, m, window=(3, 4), enable_gqa=True, center=torch.arange(20.0).view(1, 1, 20) + 0.5, sigma=2.0
+    ),
+    "scale": lambda q, k, v, m: attnkern.global_attention(q, k, v, m, scale=m.shape[2] * 0.013, enable_gqa=True),
     "reference": lambda q, k, v, m: attnkern.local_attention(
         q, k, v, m, window=(3, 4), enable_gqa=True, backend="reference"
     ),
@@ -220,6 +224,15 @@ def test_second_derivatives(name):
         lambda *t: torch.autograd.grad(_square(SECOND[name](*t)), t, create_graph=True, materialize_grads=True),
         (query, key, value, mask),
     )
+
+
+def test_second_derivatives_in_half_precision_with_a_float32_mask():
+    query, key, value = tensors(dtype=torch.bfloat16)
+    mask = mask_like(query, key)
+    output = attnkern.global_attention(query, key, value, mask, enable_gqa=True)
+    gradients = torch.autograd.grad(output.sum(), (query, mask), create_graph=True)
+    assert [g.dtype for g in gradients] == [torch.bfloat16, torch.float32]
+    assert torch.autograd.grad(sum(g.float().square().sum() for g in gradients), key)[0].isfinite().all()
 
 
 def test_hessian_by_func():

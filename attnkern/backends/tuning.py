@@ -78,6 +78,16 @@ MASKED: Table = {
         128: (Config(64, 32, 4, 2), Config(64, 64, 8, 2), Config(128, 64, 8, 2)),
         256: (Config(32, 32, 4, 1), Config(64, 32, 8, 2)),
     },
+    "backward_query": {
+        64: (Config(64, 64, 8, 2), Config(128, 64, 8, 2)),
+        128: (Config(64, 32, 8, 2), Config(64, 64, 8, 2)),
+        256: (Config(32, 32, 8, 1),),
+    },
+    "sample_forward": {
+        64: (Config(64, 64, 4, 3), Config(128, 64, 8, 3)),
+        128: (Config(64, 64, 8, 2), Config(128, 64, 8, 2)),
+        256: (Config(32, 64, 4, 1), Config(64, 64, 8, 1)),
+    },
 }
 
 # products without tensor cores keep their operands in registers
