@@ -91,17 +91,17 @@ def _prepared(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor,
         bias = bias + mask
     bias = bias.masked_fill_(~allowed, NEG_INF)
     reachable = allowed.any(2).unsqueeze(-1)
-    key, value = torch.where(reachable, key, 0.0), torch.where(reachable, value, 0.0)
+    if not reachable.all():
+        key, value = torch.where(reachable, key, 0.0), torch.where(reachable, value, 0.0)
     return query, key, value, bias, ~allowed.any(-1)
 
 
 def _band(problem: Problem) -> Tensor:
     """Where the window lets a query look: bool `(1, 1, Lq, Lk)`."""
     left, right = problem.band
-    distance = torch.arange(problem.len_k) - torch.arange(problem.len_q).unsqueeze(1) - problem.query_offset
-    inside = torch.ones_like(distance, dtype=torch.bool)
+    inside = torch.ones(1, 1, problem.len_q, problem.len_k, dtype=torch.bool)
     if left != UNLIMITED:
-        inside &= distance >= -left
+        inside.triu_(problem.query_offset - left)
     if right != UNLIMITED:
-        inside &= distance <= right
-    return inside[None, None]
+        inside.tril_(problem.query_offset + right)
+    return inside
