@@ -62,7 +62,8 @@ def launches(variant: str, head_dim: int, dtype: torch.dtype, capability: int) -
         config = backend.tuning.candidates(kernel.__name__, problem, capability)[0]
         named = {key: arguments[key] for key in kernel.arg_names if key in arguments}
         tiles = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
-        found[kernel.__name__] = kernel, config, named | {k: v for k, v in tiles.items() if k in kernel.arg_names}
+        name = f"{kernel.__name__}, mean" if arguments.get("MEAN") else kernel.__name__
+        found[name] = kernel, config, named | {k: v for k, v in tiles.items() if k in kernel.arg_names}
 
     original, backend._launch = backend._launch, record
     backend._config = lambda kernel, problem: backend.tuning.candidates(kernel.__name__, problem, capability)[0]

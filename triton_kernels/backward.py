@@ -6,6 +6,9 @@
 Which terms exist is fixed at compile time: softmax attention has grad_output and row; attention
 weights have grad_weights and row; sampled attention has row and entropy. Two kernels, one owning
 tiles of queries and one tiles of keys, so that every sum has a fixed order: deterministic, no atomics.
+
+For softmax attention the mean in `row` is `grad_output . output`, but that takes the output's rounding
+along, which only 16-bit budgets do not notice; otherwise a pass of its own sums it from the same `g`.
 """
 
 import triton
@@ -85,9 +88,12 @@ def backward_query(
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
     DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ENTROPY: tl.constexpr,
-    PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    MEAN: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One program per tile of queries of one head: `grad_query = scale * dS key`."""
+    """One program per tile of queries of one head: `grad_query = scale * dS key`.
+
+    With MEAN, a pass before that one, it writes `row = sum_j p_j g_j` instead.
+    """
     tiles = tl.cdiv(len_q, BLOCK_M)
     batch_head = tl.program_id(0) // tiles
     tile = tl.program_id(0) % tiles
@@ -127,7 +133,10 @@ def backward_query(
             BLOCK_M,
             BLOCK_V,
         )
-    dq = tl.zeros((BLOCK_M, BLOCK_E), tl.float32)
+    if MEAN:
+        mean = tl.zeros((BLOCK_M,), tl.float32)
+    else:
+        dq = tl.zeros((BLOCK_M, BLOCK_E), tl.float32)
     first = begin_m + position
     last = tl.minimum(begin_m + BLOCK_M, len_q) - 1 + position
     begin, end = key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
@@ -151,16 +160,28 @@ def backward_query(
                 keep = dropout_keep(
                     seed_value, batch_head, begin_m, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False
                 )
-            _, ds = score_gradient(
-                score, row_lse, product_gradient, keep, dropout_scale, i, j, len_q, len_k,
-                grad_weights, stride_gi, stride_gj, row, entropy,
-                HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, PART != 1 or MASK != "none", UNIT,
-            )  # fmt: skip
-            if SOFTCAP:
-                ds *= cap_slope(capped, softcap, UNIT)
-            dq = tl.dot(ds.to(k.dtype), where_seen(score, k, MASK), dq, input_precision=PRECISION)
-    grad_query += batch * stride_dqb + head * stride_dqh
-    store_rows(grad_query, begin_m, stride_dqm, len_q, dq * scale, HEAD_DIM, BLOCK_M, BLOCK_E)
+            if MEAN:
+                gradient = weight_gradient(
+                    product_gradient, keep, dropout_scale, i, j, len_q, len_k, grad_weights, stride_gi, stride_gj,
+                    HAS_OUTPUT, HAS_WEIGHTS, DROPOUT,
+                )  # fmt: skip
+                weight = tl.minimum(exponential(score - row_lse, UNIT), 1.0)
+                mean += tl.sum(tl.where(weight > 0, weight * gradient, 0.0), 1)
+            else:
+                _, ds = score_gradient(
+                    score, row_lse, product_gradient, keep, dropout_scale, i, j, len_q, len_k,
+                    grad_weights, stride_gi, stride_gj, row, entropy,
+                    HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, PART != 1 or MASK != "none", UNIT,
+                )  # fmt: skip
+                if SOFTCAP:
+                    ds *= cap_slope(capped, softcap, UNIT)
+                dq = tl.dot(ds.to(k.dtype), where_seen(score, k, MASK), dq, input_precision=PRECISION)
+    if MEAN:
+        rows = begin_m + tl.arange(0, BLOCK_M)
+        tl.store(row + rows, mean, mask=rows < len_q)
+    else:
+        grad_query += batch * stride_dqb + head * stride_dqh
+        store_rows(grad_query, begin_m, stride_dqm, len_q, dq * scale, HEAD_DIM, BLOCK_M, BLOCK_E)
 
 
 @triton.jit

@@ -1,6 +1,5 @@
 """Implementations. Each module offers the same functions and says what it refuses; none knows another's.
 
-name                what `backend=` calls it
 refuses(problem)    why it cannot run the problem, or None
 softmax             output and lse
 weights             attention weights, given lse

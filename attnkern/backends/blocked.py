@@ -12,7 +12,6 @@ from attnkern.backends import sdpa, sparse
 from attnkern.backends.tiles import NEG_INF, Block, Tile, blocks, exp_
 from attnkern.problem import Gradients, Inputs, Problem, new_output
 
-name = "blocked"
 FAR = -1e4  # its exponential is 0, and 0 * FAR is not NaN
 sparse_backward = sparse.backward
 

@@ -16,13 +16,12 @@ from attnkern.backends import sparse, tuning
 from attnkern.problem import UNLIMITED, Gradients, Inputs, Problem, new_output
 from attnkern.triton_kernels import backward as backward_kernels
 from attnkern.triton_kernels import backward_mask as mask_kernels
-from attnkern.triton_kernels import backward_rows as row_kernels
 from attnkern.triton_kernels import sample as sample_kernels
 from attnkern.triton_kernels import softmax as softmax_kernels
 from attnkern.triton_kernels import weights as weights_kernels
+from attnkern.triton_kernels.row_dot import row_dot
 from attnkern.triton_kernels.scores import LOG2E
 
-name = "triton"
 sparse_backward = sparse.backward
 
 INTERPRETED = not isinstance(softmax_kernels.softmax_forward, triton.JITFunction)
@@ -121,13 +120,9 @@ def backward(
         "HAS_WEIGHTS": grad_weights is not None,
         "HAS_ENTROPY": entropy is not None,
     }
+    arguments |= _strides(grad_query, "dqb", "dqh", "dqm") | {"grad_query": grad_query}
     arguments["row"] = _row_terms(problem, arguments, output, row)
-    _launch(
-        backward_kernels.backward_query,
-        lambda c: triton.cdiv(problem.len_q, c.block_m) * problem.batch * problem.heads,
-        problem,
-        arguments | _strides(grad_query, "dqb", "dqh", "dqm") | {"grad_query": grad_query},
-    )
+    _launch_query(problem, arguments, mean=False)
     dv = grad_value if grad_value is not None else absent
     _launch(
         backward_kernels.backward_key_value,
@@ -174,13 +169,17 @@ def _row_terms(problem: Problem, arguments: dict, output: Tensor | None, row: Te
         mean = _row_dot(arguments["grad_output"], output)
     else:
         mean = torch.empty_like(arguments["lse"])
-        _launch(
-            row_kernels.weighted_mean,
-            lambda c: triton.cdiv(problem.len_q, c.block_m) * problem.batch * problem.heads,
-            problem,
-            arguments | {"result": mean},
-        )
+        _launch_query(problem, arguments | {"row": mean}, mean=True)
     return mean if row is None else mean.add_(row)
+
+
+def _launch_query(problem: Problem, arguments: dict, mean: bool) -> None:
+    _launch(
+        backward_kernels.backward_query,
+        lambda c: triton.cdiv(problem.len_q, c.block_m) * problem.batch * problem.heads,
+        problem,
+        arguments | {"MEAN": mean},
+    )
 
 
 def _row_dot(left: Tensor, right: Tensor) -> Tensor:
@@ -190,7 +189,7 @@ def _row_dot(left: Tensor, right: Tensor) -> Tensor:
     result = left.new_empty(batch, heads, rows, dtype=torch.float32)
     block_m = 64
     with _on(left):
-        row_kernels.row_dot[(triton.cdiv(rows, block_m) * batch * heads,)](
+        row_dot[(triton.cdiv(rows, block_m) * batch * heads,)](
             left, right, result, *left.stride()[:3], *right.stride()[:3], heads, rows,
             WIDTH=width, BLOCK=_padded(width), BLOCK_M=block_m,
         )  # fmt: skip

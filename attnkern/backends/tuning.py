@@ -47,7 +47,6 @@ SIXTEEN_BIT: Table = {
         128: (Config(32, 64, 8, 2), Config(64, 128, 8, 2)),
         256: (Config(32, 32, 8, 1),),
     },
-    "weighted_mean": {64: (Config(64, 64, 4, 2),), 128: (Config(64, 64, 8, 2),), 256: (Config(32, 32, 8, 1),)},
     "backward_mask": {64: (Config(64, 64, 8, 1),), 128: (Config(64, 64, 8, 1),), 256: (Config(32, 32, 4, 1),)},
     "attention_weights": {64: (Config(64, 64, 4, 1),), 128: (Config(64, 64, 4, 1),), 256: (Config(64, 32, 4, 1),)},
     "sample_forward": {
@@ -95,7 +94,6 @@ THIRTY_TWO_BIT: Table = {
     "softmax_forward": {64: (Config(32, 32, 8, 1),), 128: (Config(32, 16, 8, 1),), 256: (Config(16, 16, 8, 1),)},
     "backward_query": {64: (Config(16, 16, 8, 1),), 128: (Config(16, 16, 8, 1),), 256: (Config(16, 16, 8, 1),)},
     "backward_key_value": {64: (Config(16, 32, 8, 1),), 128: (Config(16, 16, 8, 1),), 256: (Config(16, 16, 8, 1),)},
-    "weighted_mean": {64: (Config(16, 16, 8, 1),), 128: (Config(16, 16, 8, 1),), 256: (Config(16, 16, 8, 1),)},
     "backward_mask": {64: (Config(16, 16, 8, 1),), 128: (Config(16, 16, 8, 1),), 256: (Config(16, 16, 8, 1),)},
     "attention_weights": {64: (Config(32, 32, 8, 1),), 128: (Config(32, 16, 8, 1),), 256: (Config(16, 16, 8, 1),)},
     "sample_forward": {64: (Config(32, 64, 8, 1),), 128: (Config(16, 64, 8, 1),), 256: (Config(16, 64, 8, 1),)},
