@@ -79,7 +79,7 @@ def launches(variant: str, head_dim: int, dtype: torch.dtype, capability: int) -
 
 
 def resources(kernel, config, arguments: dict, capability: int) -> dict:
-    """Registers, stack (spills) and shared memory of one kernel compiled for `sm_<capability>`."""
+    """Registers, spills and shared memory of one kernel compiled for `sm_<capability>`."""
     signature, constants, attributes = {}, {}, {}
     for place, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
@@ -99,15 +99,18 @@ def resources(kernel, config, arguments: dict, capability: int) -> dict:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
-        usage = subprocess.run(
-            [CUOBJDUMP, "--dump-resource-usage", cubin.name], capture_output=True, text=True, check=True
-        ).stdout
+        usage = _cuobjdump("--dump-resource-usage", cubin.name)
+        instructions = _cuobjdump("--dump-sass", cubin.name)
     return {
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
-        "spill_bytes": int(re.search(r"STACK:(\d+)", usage)[1]),
+        "spills": len(re.findall(r"\b(?:STL|LDL)\b", instructions)),  # stores to and loads from local memory
         "shared_bytes": compiled.metadata.shared,
         "wgmma": "wgmma" in compiled.asm["ptx"],
     }
+
+
+def _cuobjdump(*arguments: str) -> str:
+    return subprocess.run([CUOBJDUMP, *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def survey(capabilities, head_dims, dtypes, variants):

@@ -50,9 +50,9 @@ SIXTEEN_BIT: Table = {
     "backward_mask": {64: (Config(64, 64, 8, 1),), 128: (Config(64, 64, 8, 1),), 256: (Config(32, 32, 4, 1),)},
     "attention_weights": {64: (Config(64, 64, 4, 1),), 128: (Config(64, 64, 4, 1),), 256: (Config(64, 32, 4, 1),)},
     "sample_forward": {
-        64: (Config(128, 64, 8, 3), Config(64, 64, 4, 3)),
-        128: (Config(128, 64, 8, 2), Config(64, 64, 8, 2)),
-        256: (Config(64, 64, 8, 1), Config(32, 64, 4, 1)),
+        64: (Config(64, 64, 8, 3), Config(128, 64, 8, 3), Config(64, 64, 4, 3)),
+        128: (Config(64, 64, 8, 2), Config(128, 64, 8, 2)),
+        256: (Config(32, 64, 4, 1), Config(64, 64, 8, 1)),
     },
 }
 
@@ -81,11 +81,6 @@ MASKED: Table = {
         64: (Config(64, 64, 8, 2), Config(128, 64, 8, 2)),
         128: (Config(64, 32, 8, 2), Config(64, 64, 8, 2)),
         256: (Config(32, 32, 8, 1),),
-    },
-    "sample_forward": {
-        64: (Config(64, 64, 4, 3), Config(128, 64, 8, 3)),
-        128: (Config(64, 64, 8, 2), Config(128, 64, 8, 2)),
-        256: (Config(32, 64, 4, 1), Config(64, 64, 8, 1)),
     },
 }
 
