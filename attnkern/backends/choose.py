@@ -8,7 +8,7 @@ from types import ModuleType
 from attnkern.problem import Problem, UnsupportedProblem
 
 # fastest first; the reference stores the whole score matrix and runs anything
-PREFERENCE = ("triton", "blocked", "reference")
+PREFERENCE = ("cuda", "triton", "blocked", "reference")
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ def choose(problem: Problem, name: str | None = None) -> str:
 
 def refusal(name: str, problem: Problem) -> str | None:
     """Why the named backend cannot run the problem, or None."""
-    if name == "cuda":
-        return "this version has no CUDA C++ kernels"
     if name not in PREFERENCE:
-        raise ValueError(f"backend must be None or one of cuda, {', '.join(PREFERENCE)}, got {name!r}")
+        raise ValueError(f"backend must be None or one of {', '.join(PREFERENCE)}, got {name!r}")
     if name == "reference":
         return None
+    if name == "cuda":
+        return "this version has no CUDA C++ kernels"
     module = load(name)
     return module if isinstance(module, str) else module.refuses(problem)
 

@@ -55,7 +55,7 @@ def backends(device: str) -> list[tuple[str, str]]:
     for name, reason in explanation.reasons.items():
         verdict = "first choice" if name == explanation.chosen else "usable" if reason is None else f"no: {reason}"
         lines.append((f"backend {name}", f"{verdict} on {device}" if reason is None else verdict))
-    return [*lines, ("backend cuda", "no: this version has no CUDA C++ kernels")]
+    return lines
 
 
 def build_tools() -> list[tuple[str, str]]:
