@@ -17,6 +17,7 @@ LOG2E = math.log2(math.e)
 NEG_INF = float("-inf")
 
 ROWS = 128  # queries of one block
+MOST_ROWS = 1024  # where few heads leave room in the cache
 KEYS = 512  # keys of one tile, at most
 TILE_BYTES = {"cpu": 2 << 20}  # a tile of scores stays in a core's cache
 TILE_BYTES_ELSEWHERE = 128 << 20  # fewer, larger launches
@@ -221,6 +222,9 @@ def blocks(problem: Problem, inputs: Inputs) -> Iterator[Block]:
     offsets = None if inputs.offsets is None else inputs.offsets.tolist()
     whole_batches = 1 if inputs.offsets is not None else max(1, together // problem.kv_heads)
     heads_at_once = min(together, problem.kv_heads)
+    if UNLIMITED in (left, right):  # a window's rows stay few, for its tiles to stay narrow
+        spare = together // (heads_at_once * min(whole_batches, problem.batch))
+        rows = min(rows * max(1, spare), MOST_ROWS, problem.len_q)
     for b in range(0, problem.batch, whole_batches):
         batch = slice(b, min(b + whole_batches, problem.batch))
         for h in range(0, problem.kv_heads, heads_at_once):
