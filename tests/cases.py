@@ -1,6 +1,6 @@
 """Attention calls that hurt, and the comparison of a backend with the float64 reference."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -157,12 +157,11 @@ def check(kind: str, case: Case, backend: str, dtype: torch.dtype, device: str) 
     exact_inputs = {
         name: t.double() if t is not None and t.dtype.is_floating_point else t for name, t in tensors.items()
     }
-    exact_case = replace(case)
     index = got.get("index")
     if kind == "hard":
-        drawn = run(kind, exact_inputs, exact_case, "reference")["index"]
+        drawn = run(kind, exact_inputs, case, "reference")["index"]
         assert torch.equal(index, drawn), f"{(index != drawn).sum()} of {drawn.numel()} draws differ"
-    exact = run(kind, exact_inputs, exact_case, "reference", index)
+    exact = run(kind, exact_inputs, case, "reference", index)
     naive = run_naive(kind, tensors, case, index)
     for name, result in got.items():
         if name == "index":

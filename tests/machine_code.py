@@ -59,14 +59,17 @@ def launches(variant: str, head_dim: int, dtype: torch.dtype, capability: int) -
     found = {}
 
     def record(kernel, programs, problem, arguments):
-        config = backend.tuning.candidates(kernel.__name__, problem, capability)[0]
+        config = config_of(kernel, problem)
         named = {key: arguments[key] for key in kernel.arg_names if key in arguments}
         tiles = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
         name = f"{kernel.__name__}, mean" if arguments.get("MEAN") else kernel.__name__
         found[name] = kernel, config, named | {k: v for k, v in tiles.items() if k in kernel.arg_names}
 
-    original, backend._launch = backend._launch, record
-    backend._config = lambda kernel, problem: backend.tuning.candidates(kernel.__name__, problem, capability)[0]
+    def config_of(kernel, problem):
+        return backend.tuning.candidates(kernel.__name__, problem, capability)[0]
+
+    originals = backend._launch, backend._config
+    backend._launch, backend._config = record, config_of
     try:
         output, _ = backend.softmax(problem, inputs)
         extra = {"grad_weights": torch.zeros(2, 2, 256, 256, dtype=dtype), "entropy": lse, "needs_mask": True}
@@ -74,7 +77,7 @@ def launches(variant: str, head_dim: int, dtype: torch.dtype, capability: int) -
         backend.weights(problem, inputs, lse)
         backend.sample(problem, inputs)
     finally:
-        backend._launch = original
+        backend._launch, backend._config = originals
     return found
 
 

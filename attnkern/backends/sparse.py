@@ -4,6 +4,8 @@ O(L * S * E), no dense product. Sums over draws are ordered (sorted by key), so 
 depend on scheduling. `embedding_bag` is exactly a weighted sum of gathered rows, fused, on every device.
 """
 
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,6 +67,12 @@ class _Draws:
         self.key = torch.where(index >= 0, base + index, nowhere)  # (S, B, H, Lq)
         self.count = nowhere
 
+    @cached_property
+    def by_key(self) -> tuple[Tensor, Tensor]:
+        """The draws in the order of their keys, and where each key's begin; last, those of empty rows."""
+        key, order = torch.sort(self.key.flatten(), stable=True)
+        return order, torch.searchsorted(key, torch.arange(self.count + 1, device=key.device))
+
     def sum_per_query(self, keys: Tensor, weight: Tensor) -> Tensor:
         """Sum over each query's draws of weight times the key drawn: `(B, H, Lq, E)`."""
         shape = self.key.shape[1:]
@@ -83,9 +91,7 @@ class _Draws:
         shape = (problem.batch, problem.kv_heads, problem.len_k, width)
         if self.count == 0 or self.key.numel() == 0:
             return rows.new_zeros(shape)
-        key, order = torch.sort(self.key.flatten(), stable=True)
-        # one bag per key, and one at the end for the draws of empty rows
-        begin = torch.searchsorted(key, torch.arange(self.count + 1, device=key.device))
+        order, begin = self.by_key
         source = order if per_sample else order % self.key[0].numel()
         table = rows.to(problem.compute_dtype).reshape(-1, width)
         weight = None if weight is None else weight.flatten()[order]
