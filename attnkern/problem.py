@@ -32,7 +32,7 @@ class Problem:
         center, sigma, renormalize: local-p's learned centre and Gaussian.
         selector: how scores become weights.
         dropout_p, num_samples, straight_through, weights: what else is asked for.
-        requires_grad, mask_requires_grad: whether a backward pass will follow, and into the mask.
+        requires_grad: whether this is part of a backward pass.
     """
 
     len_q: int
@@ -62,7 +62,6 @@ class Problem:
     straight_through: bool = False
     weights: Literal["mean", "heads"] | None = None
     requires_grad: bool = False
-    mask_requires_grad: bool = False
 
     def __post_init__(self):
         defaults = {

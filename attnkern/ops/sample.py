@@ -53,7 +53,7 @@ def _backward(
 ):  # fmt: skip
     inputs = Inputs(query, key, value, attn_mask, offsets, seed)
     *options, needs_mask = options
-    module, problem = _prepare(inputs, options, requires_grad=True, mask_requires_grad=needs_mask)
+    module, problem = _prepare(inputs, options, requires_grad=True)
     gradients = Gradients()
     if grad_output is not None or grad_score is not None:
         gradients = module.sparse_backward(problem, inputs, index, score, grad_score, grad_output, needs_mask)

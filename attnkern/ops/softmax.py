@@ -26,9 +26,7 @@ def _fake_forward(query, key, value, *_):
 def _backward(grad_output, grad_lse, output, lse, query, key, value, attn_mask, offsets, seed, *options):
     inputs = Inputs(query, key, value, attn_mask, offsets, seed)
     *score_options, dropout_p, backend, needs_mask = options
-    problem = library.describe(
-        inputs, *score_options, dropout_p=dropout_p, requires_grad=True, mask_requires_grad=needs_mask
-    )
+    problem = library.describe(inputs, *score_options, dropout_p=dropout_p, requires_grad=True)
     gradients = load(choose(problem, backend)).backward(
         problem,
         inputs,

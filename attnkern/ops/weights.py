@@ -33,9 +33,7 @@ def _fake_forward(query, key, lse, attn_mask, offsets, seed, *options):
 
 def _backward(grad_weights, query, key, lse, attn_mask, offsets, seed, *options):
     *options, needs_mask = options
-    module, problem, inputs = _prepare(
-        query, key, attn_mask, offsets, seed, options, requires_grad=True, mask_requires_grad=needs_mask
-    )
+    module, problem, inputs = _prepare(query, key, attn_mask, offsets, seed, options, requires_grad=True)
     if problem.weights == "mean":
         grad_weights = grad_weights.unsqueeze(1) / problem.heads
     gradients = module.backward(problem, inputs, lse, grad_weights=grad_weights, needs_mask=needs_mask)
