@@ -9,6 +9,11 @@ from attnkern.problem import Problem, UnsupportedProblem
 
 # fastest first; the reference stores the whole score matrix and runs anything
 PREFERENCE = ("cuda", "triton", "blocked", "reference")
+NOT_BUILT = {
+    "cuda": "its kernels are not built (nvcc is needed at installation)",
+    "emulated": "it is not built: python csrc/build.py emulated",
+}
+FOR_TESTS = ("emulated",)  # never chosen unless named
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,10 @@ def choose(problem: Problem, name: str | None = None) -> str:
 
 def refusal(name: str, problem: Problem) -> str | None:
     """Why the named backend cannot run the problem, or None."""
-    if name not in PREFERENCE:
+    if name not in PREFERENCE + FOR_TESTS:
         raise ValueError(f"backend must be None or one of {', '.join(PREFERENCE)}, got {name!r}")
     if name == "reference":
         return None
-    if name == "cuda":
-        return "this version has no CUDA C++ kernels"
     module = load(name)
     return module if isinstance(module, str) else module.refuses(problem)
 
@@ -69,7 +72,7 @@ def load(name: str) -> ModuleType | str:
     try:
         return importlib.import_module(f"attnkern.backends.{name}")
     except ImportError as error:
-        return f"{error.name or error} is not installed"
+        return NOT_BUILT.get(name) or f"{error.name or error} is not installed"
 
 
 def _reserved(name: str, problem: Problem) -> str | None:

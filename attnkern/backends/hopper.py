@@ -1,0 +1,138 @@
+"""The CUDA C++ kernels' host side: says what they can do, fills calls, launches.
+
+The same code serves the kernels on a GPU (`cuda`) and their emulated twin on a CPU (`emulated`).
+"""
+
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from attnkern.problem import Gradients, Inputs, Problem, new_output
+
+DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+HEAD_SIZES = (64, 128)
+QUERY_TILE = 128  # rows that the backward's workspaces are padded to
+ALIGNMENT = 16  # bytes, of addresses and strides that the copy engine takes
+
+
+class Kernels:
+    """A backend, made of one compiled module.
+
+    Args:
+        module: name of the compiled module.
+        device: type of device whose memory the module's kernels reach.
+        unavailable: why they cannot run here, or None.
+    """
+
+    def __init__(self, module: str, device: str, unavailable: Callable[[], str | None]):
+        self._name = module
+        self._device = device
+        self._unavailable = unavailable
+
+    @property
+    def _module(self) -> ModuleType:
+        return importlib.import_module(self._name)
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Why this backend cannot run the problem; None if it can."""
+        if problem.device != self._device:
+            return f"device {problem.device} is not {self._device}"
+        reasons = {
+            f"dtype {problem.dtype} is not float16 or bfloat16": problem.dtype not in DTYPES,
+            f"head sizes {problem.head_dim}/{problem.value_dim} are not one of {HEAD_SIZES}": (
+                problem.head_dim not in HEAD_SIZES or problem.value_dim != problem.head_dim
+            ),
+            "learned centres and Gaussians run on the reference only": problem.center or problem.sigma,
+            "it has no sampling kernel": problem.selector != "softmax",
+            "it has no kernel that writes attention weights": problem.weights,
+            "it has no mask tensor": problem.mask,
+            "it has no softcap": problem.softcap > 0,
+            "it has no dropout": problem.dropout_p > 0,
+            f"scale {problem.scale} is not positive": not problem.scale > 0,
+            "sizes of 0": 0 in (problem.batch, problem.heads, problem.len_q, problem.len_k),
+            "its gradients are summed in no fixed order, and torch.use_deterministic_algorithms is on": (
+                problem.requires_grad and torch.are_deterministic_algorithms_enabled()
+            ),
+        }
+        return next((reason for reason, holds in reasons.items() if holds), None) or self._unavailable()
+
+    def softmax(self, problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Output `(B, H, Lq, Ev)` and lse `(B, H, Lq)`."""
+        query, key, value = (_copyable(tensor) for tensor in inputs[:3])
+        output = new_output(query, value)
+        lse = query.new_empty(output.shape[:-1], dtype=torch.float32)
+        with _on(query):
+            self._module.softmax_forward(
+                DTYPES[problem.dtype],
+                *(_described(tensor) for tensor in (query, key, value, output)),
+                lse.data_ptr(),
+                self._scores(problem, inputs),
+                _stream(query),
+            )
+        return output, lse
+
+    def backward(
+        self,
+        problem: Problem,
+        inputs: Inputs,
+        lse: Tensor,
+        *,
+        grad_output: Tensor | None = None,
+        output: Tensor | None = None,
+        row: Tensor | None = None,
+        **_,
+    ) -> Gradients:
+        """Gradients of query, key and value; `row` is what is subtracted from every gradient of a row, besides."""
+        query, key, value = (_copyable(tensor) for tensor in inputs[:3])
+        output = _copyable(output)
+        grad_output = torch.zeros_like(output) if grad_output is None else _copyable(grad_output)
+        gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
+        rows = problem.batch * problem.heads * (-(-problem.len_q // QUERY_TILE) * QUERY_TILE)
+        row_space = query.new_empty(2 * rows, dtype=torch.float32)
+        query_space = query.new_zeros(rows * problem.head_dim, dtype=torch.float32)
+        lse, row = lse.contiguous(), None if row is None else row.contiguous()
+        tensors = (query, key, value, output, grad_output, *gradients)
+        with _on(query):
+            self._module.softmax_backward(
+                DTYPES[problem.dtype],
+                *(_described(tensor) for tensor in tensors),
+                lse.data_ptr(),
+                0 if row is None else row.data_ptr(),
+                row_space.data_ptr(),
+                query_space.data_ptr(),
+                self._scores(problem, inputs),
+                _stream(query),
+            )
+        return Gradients(*gradients)
+
+    def _scores(self, problem: Problem, inputs: Inputs):
+        left, right = problem.band
+        offsets = inputs.offsets
+        address = 0 if offsets is None else offsets.data_ptr()
+        return self._module.ScoreOptions(problem.scale, left, right, problem.query_offset or 0, address)
+
+
+def _copyable(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy that the copy engine can read: aligned, features side by side."""
+    unit = ALIGNMENT // tensor.element_size()
+    strides = [stride for stride, size in zip(tensor.stride()[:-1], tensor.shape) if size > 1]
+    fits = tensor.stride(-1) == 1 and all(stride > 0 and stride % unit == 0 for stride in strides)
+    return tensor if fits and tensor.data_ptr() % ALIGNMENT == 0 else tensor.contiguous()
+
+
+def _described(tensor: Tensor) -> tuple[int, tuple[int, ...], list[int]]:
+    """Address, sizes, strides; where a size is 1 the stride is any legal one."""
+    unit = ALIGNMENT // tensor.element_size()
+    strides = [unit if size == 1 else stride for stride, size in zip(tensor.stride()[:-1], tensor.shape)]
+    return tensor.data_ptr(), tuple(tensor.shape), [*strides, 1]
+
+
+def _stream(tensor: Tensor) -> int:
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
+
+
+def _on(tensor: Tensor):
+    return torch.cuda.device(tensor.device if tensor.is_cuda else -1)

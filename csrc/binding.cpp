@@ -1,0 +1,98 @@
+// The Python module: checks, fills the call, launches. Addresses, sizes and strides are integers; no torch here.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "calls.h"
+#include "ptx/launch.h"
+#include "ptx/number.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Sizes = std::array<int64_t, 4>;
+using Described = std::tuple<int64_t, Sizes, Sizes>;  // address, sizes, strides in elements
+
+void require(bool condition, const std::string& otherwise) {
+    if (!condition) throw std::invalid_argument(otherwise);
+}
+
+// A 4-d tensor of 16-bit numbers as the copy engine can take it.
+Tensor tensor(const char* name, const Described& described, const Sizes& sizes) {
+    const auto& [address, own, strides] = described;
+    require(own == sizes, std::string(name) + ": sizes do not match the other tensors'");
+    require(address % 16 == 0, std::string(name) + ": address is not a multiple of 16 bytes");
+    require(strides[3] == 1, std::string(name) + ": the last dimension's stride is not 1");
+    for (int i = 0; i < 3; ++i) {
+        require(sizes[i] > 0 && sizes[i] < 1 << 28, std::string(name) + ": sizes must lie between 1 and 2**28");
+        require(strides[i] > 0 && strides[i] % 8 == 0 && strides[i] < 1ll << 38,
+                std::string(name) + ": strides must be positive multiples of 16 bytes, below 2**39 bytes");
+    }
+    return {address, own, strides};
+}
+
+// The types and widths there are kernels for.
+template <class Function>
+void dispatch(const std::string& dtype, int64_t width, Function function) {
+    const auto by_width = [&](auto type) {
+        switch (width) {
+            case 64: return function(type, std::integral_constant<int, 64>());
+            case 128: return function(type, std::integral_constant<int, 128>());
+        }
+        throw std::invalid_argument("no kernel for head size " + std::to_string(width));
+    };
+    if (dtype == "bfloat16") return by_width(ptx::bf16());
+    if (dtype == "float16") return by_width(ptx::fp16());
+    throw std::invalid_argument("no kernel for dtype " + dtype);
+}
+
+void forward(const std::string& dtype, const Described& query, const Described& key, const Described& value,
+             const Described& output, int64_t lse, const ScoreOptions& scores, int64_t stream) {
+    const Sizes rows = std::get<1>(query), keys = std::get<1>(key);
+    require(keys[1] > 0 && rows[1] % keys[1] == 0, "query's heads are not a multiple of key's");
+    const SoftmaxForwardCall call = {tensor("query", query, rows),
+                                     tensor("key", key, {rows[0], keys[1], keys[2], rows[3]}),
+                                     tensor("value", value, keys),
+                                     tensor("output", output, rows),
+                                     lse,
+                                     scores,
+                                     stream};
+    dispatch(dtype, rows[3], [&](auto type, auto width) { softmax_forward<decltype(type), width()>(call); });
+}
+
+void backward(const std::string& dtype, const Described& query, const Described& key, const Described& value,
+              const Described& output, const Described& grad_output, const Described& grad_query,
+              const Described& grad_key, const Described& grad_value, int64_t lse, int64_t row, int64_t row_space,
+              int64_t query_space, const ScoreOptions& scores, int64_t stream) {
+    const Sizes rows = std::get<1>(query), keys = std::get<1>(key);
+    require(keys[1] > 0 && rows[1] % keys[1] == 0, "query's heads are not a multiple of key's");
+    const SoftmaxBackwardCall call = {tensor("query", query, rows),
+                                      tensor("key", key, {rows[0], keys[1], keys[2], rows[3]}),
+                                      tensor("value", value, keys),
+                                      tensor("output", output, rows),
+                                      tensor("grad_output", grad_output, rows),
+                                      tensor("grad_query", grad_query, rows),
+                                      tensor("grad_key", grad_key, keys),
+                                      tensor("grad_value", grad_value, keys),
+                                      lse,
+                                      row,
+                                      row_space,
+                                      query_space,
+                                      scores,
+                                      stream};
+    dispatch(dtype, rows[3], [&](auto type, auto width) { softmax_backward<decltype(type), width()>(call); });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(ATTNKERN_MODULE, module) {
+    module.doc() = "Attention kernels for compute capability 9.0.";
+    py::class_<ScoreOptions>(module, "ScoreOptions", "scale; left, right (-1: unlimited); offset; address of offsets")
+        .def(py::init<float, int, int, int, int64_t>());
+    module.def("softmax_forward", &forward);
+    module.def("softmax_backward", &backward);
+}

@@ -1,0 +1,257 @@
+#include "emulator/products.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "emulator/block.h"
+#include "emulator/multiply.h"
+#include "emulator/report.h"
+
+namespace emulator {
+
+namespace {
+
+// A NaN that no arithmetic makes.
+constexpr uint32_t MARK = 0x7fedcba9;
+
+// Where lane's register i of an accumulator sits in the matrix.
+int fragment_row(int lane, int i) { return lane / 32 * 16 + lane % 32 / 4 + i / 2 % 2 * 8; }
+int fragment_column(int lane, int i) { return i / 4 * 8 + lane % 4 * 2 + i % 2; }
+
+bool same(const ProductShape& x, const ProductShape& y) {
+    return x.type == y.type && x.columns == y.columns && x.a_in_registers == y.a_in_registers &&
+           x.a_mn_major == y.a_mn_major && x.b_mn_major == y.b_mn_major;
+}
+
+}  // namespace
+
+Products::Products(Block& block, int threads) : block_(block), warpgroups_(threads / LANES) {
+    for (size_t i = 0; i < warpgroups_.size(); ++i) {
+        warpgroups_[i].number = static_cast<int>(i);
+        warpgroups_[i].component = block.order.components.add(Actor::PRODUCTS, static_cast<uint32_t>(i));
+    }
+}
+
+Products::Warpgroup& Products::running_group() {
+    const size_t number = block_.scheduler.running() / LANES;
+    if (number >= warpgroups_.size())
+        report(hazard::DIVERGENT_PRODUCT, "the last warps of the block are no whole warpgroup");
+    return warpgroups_[number];
+}
+
+Products::Step& Products::reach(Warpgroup& group, Kind kind, int argument) {
+    const uint64_t place = group.lanes[block_.scheduler.running() % LANES].steps++ - group.closed;
+    if (place == group.steps.size()) group.steps.push_back({kind, argument, 0, nullptr});
+    Step& step = group.steps[place];
+    if (step.kind != kind || step.argument != argument) {
+        static const char* const NAMES[] = {"a product", "products_fence", "products_commit", "products_wait"};
+        report(hazard::DIVERGENT_PRODUCT,
+               format("%s (%d) where other lanes of the warpgroup are in %s (%d)", NAMES[static_cast<int>(kind)],
+                      argument, NAMES[static_cast<int>(step.kind)], step.argument));
+    }
+    return step;
+}
+
+void Products::pass(Warpgroup& group, Step& step) {
+    if (++step.lanes < LANES) return;
+    if (step.kind == Kind::PRODUCT) {
+        if (block_.checks) check_operands(group, *step.product);
+        group.collected.push_back(std::move(step.product));
+    } else if (step.kind == Kind::COMMIT) {
+        group.groups.push_back(std::move(group.collected));
+        group.collected.clear();
+        block_.scheduler.post([this, &group] { execute_next(group); });
+    }
+    while (!group.steps.empty() && group.steps.front().lanes == LANES) {
+        group.steps.pop_front();
+        ++group.closed;
+    }
+}
+
+void Products::issue(const ProductShape& shape, float* d, uint64_t a, const uint32_t* a_registers, uint64_t b,
+                     bool accumulate) {
+    const int thread = block_.scheduler.running(), index = thread % LANES;
+    Warpgroup& group = running_group();
+    Lane& lane = group.lanes[index];
+    // Products of one shape that follow each other on the same accumulators need no fence between them.
+    const auto follows = [&](const Issued& earlier) { return earlier.d == d && earlier.columns == shape.columns; };
+    if (block_.checks && !lane.fenced && std::none_of(lane.unwaited.begin(), lane.unwaited.end(), follows))
+        report(hazard::PRODUCTS_FENCE, "registers may have been touched since the last wait");
+    lane.unwaited.push_back({d, shape.columns, lane.committed});
+    lane.open = true;
+    Step& step = reach(group, Kind::PRODUCT, 0);
+    if (step.product == nullptr) {
+        step.product = begin(group, shape, d, a, b, accumulate);
+        step.product->captures = step.product->d->registers[index] == nullptr;
+        if (block_.checks)
+            for (const Operand& operand : step.product->operands)
+                for (const Operand::Chunk& chunk : operand.chunks())
+                    block_.shadow.mark_read(chunk.address, CHUNK_BYTES, epoch(group.component, lane.committed + 1),
+                                            block_.order.clock(thread));
+    }
+    Product& product = *step.product;
+    if (!same(product.shape, shape) || product.b != b || product.accumulate != accumulate ||
+        (!shape.a_in_registers && product.a != a))
+        report(hazard::DIVERGENT_PRODUCT, "lanes of the warpgroup issue it with other descriptors");
+    if (product.captures)
+        capture(product, index, d);
+    else if (product.d->registers[index] != d)
+        report(hazard::DIVERGENT_PRODUCT, "lanes of the warpgroup issue it on other accumulators");
+    if (shape.a_in_registers) {
+        product.fragments[index] = a_registers;
+        std::memcpy(product.fragments_at_issue[index], a_registers, sizeof(product.fragments_at_issue[index]));
+    }
+    if (block_.checks) {
+        VectorClock& clock = product.warp_clocks[index / 32];
+        if (clock.empty())
+            clock = block_.order.clock(thread);
+        else
+            clock.meet(block_.order.clock(thread));
+    }
+    pass(group, step);
+    block_.scheduler.step(4);
+}
+
+std::unique_ptr<Products::Product> Products::begin(Warpgroup& group, const ProductShape& shape, float* d, uint64_t a,
+                                                   uint64_t b, bool accumulate) {
+    auto product = std::make_unique<Product>();
+    product->shape = shape;
+    product->a = a;
+    product->b = b;
+    product->accumulate = accumulate;
+    product->operands.emplace_back(b, shape.b_mn_major, shape.columns, block_.shared);
+    if (!shape.a_in_registers) product->operands.emplace_back(a, shape.a_mn_major, ROWS, block_.shared);
+    product->d = in_flight(group, block_.scheduler.running() % LANES, d, shape.columns);
+    if (product->d == nullptr) {
+        group.accumulators.push_back(std::make_unique<Accumulator>());
+        product->d = group.accumulators.back().get();
+        product->d->columns = shape.columns;
+        product->d->matrix.resize(ROWS * shape.columns);
+    }
+    ++product->d->in_flight;
+    return product;
+}
+
+Products::Accumulator* Products::in_flight(Warpgroup& group, int lane, const float* d, int columns) {
+    for (const auto& accumulator : group.accumulators)
+        if (accumulator->registers[lane] == d && accumulator->columns == columns) return accumulator.get();
+    return nullptr;
+}
+
+void Products::capture(Product& product, int lane, float* d) {
+    Accumulator& accumulator = *product.d;
+    accumulator.registers[lane] = d;
+    for (int i = 0; i < accumulator.columns / 2; ++i) {
+        accumulator.matrix[fragment_row(lane, i) * accumulator.columns + fragment_column(lane, i)] = d[i];
+        std::memcpy(&d[i], &MARK, sizeof(MARK));
+    }
+}
+
+// Called when the last lane has issued the product. A warp reads its own rows of A, and all of B.
+void Products::check_operands(const Warpgroup&, const Product& product) const {
+    VectorClock all = product.warp_clocks[0];
+    for (int warp = 1; warp < 4; ++warp) all.meet(product.warp_clocks[warp]);
+    for (const Operand::Chunk& chunk : product.operands[0].chunks())
+        block_.shadow.check_read(chunk.address, CHUNK_BYTES, all, true);
+    if (product.shape.a_in_registers) return;
+    for (const Operand::Chunk& chunk : product.operands[1].chunks())
+        block_.shadow.check_read(chunk.address, CHUNK_BYTES, product.warp_clocks[chunk.row / 16], true);
+}
+
+void Products::fence() {
+    Warpgroup& group = running_group();
+    group.lanes[block_.scheduler.running() % LANES].fenced = true;
+    pass(group, reach(group, Kind::FENCE, 0));
+    block_.scheduler.step(4);
+}
+
+void Products::commit() {
+    Warpgroup& group = running_group();
+    Lane& lane = group.lanes[block_.scheduler.running() % LANES];
+    ++lane.committed;
+    lane.open = false;
+    pass(group, reach(group, Kind::COMMIT, 0));
+    block_.scheduler.step(4);
+}
+
+void Products::wait(int pending) {
+    const int thread = block_.scheduler.running();
+    Warpgroup& group = running_group();
+    Lane& lane = group.lanes[thread % LANES];
+    pass(group, reach(group, Kind::WAIT, pending));
+    lane.fenced = false;
+    const int wanted = lane.committed - pending;
+    while (group.executed < wanted)
+        block_.scheduler.park(group.waiting, {"products_wait", static_cast<uint32_t>(thread / LANES), pending});
+    lane.waited = std::max(lane.waited, wanted);
+    lane.unwaited.erase(std::remove_if(lane.unwaited.begin(), lane.unwaited.end(),
+                                       [wanted](const Issued& issued) { return issued.group < wanted; }),
+                        lane.unwaited.end());
+    if (block_.checks && wanted > 0) block_.order.learn(thread, group.component, wanted);
+    block_.scheduler.step(16);
+}
+
+void Products::execute_next(Warpgroup& group) {
+    for (const auto& product : group.groups.front()) execute(*product);
+    for (const auto& product : group.groups.front())
+        if (--product->d->in_flight == 0) land(group, *product->d);
+    group.groups.pop_front();
+    ++group.executed;
+    block_.scheduler.wake(group.waiting);
+}
+
+void Products::execute(Product& product) {
+    const int columns = product.shape.columns;
+    alignas(64) float a[ROWS * DEPTH], b[DEPTH * 256];
+    product.operands[0].gather(block_.shared, product.shape.type, b, 1, columns);
+    if (product.shape.a_in_registers) {
+        for (int lane = 0; lane < LANES; ++lane) {
+            const uint32_t* fragments = product.fragments_at_issue[lane];
+            if (block_.checks && std::memcmp(product.fragments[lane], fragments, 4 * sizeof(uint32_t)) != 0)
+                report(hazard::OPERAND_MODIFIED, format("of lane %d of the warpgroup", lane));
+            for (int i = 0; i < 4; ++i) {
+                const int row = lane / 32 * 16 + lane % 32 / 4 + i % 2 * 8, depth = i / 2 * 8 + lane % 4 * 2;
+                for (int half = 0; half < 2; ++half) {
+                    const auto bits = static_cast<uint16_t>(fragments[i] >> 16 * half);
+                    a[row * DEPTH + depth + half] =
+                        product.shape.type == Type::BF16 ? bf16_to_float(bits) : fp16_to_float(bits);
+                }
+            }
+        }
+    } else {
+        product.operands[1].gather(block_.shared, product.shape.type, a, DEPTH, 1);
+    }
+    if (!product.accumulate) std::fill(product.d->matrix.begin(), product.d->matrix.end(), 0.0f);
+    multiply(product.d->matrix.data(), a, b, columns);
+}
+
+// The last product in flight on an accumulator is done: its lanes get their registers back.
+void Products::land(Warpgroup& group, Accumulator& accumulator) {
+    for (int lane = 0; lane < LANES; ++lane) {
+        float* d = accumulator.registers[lane];
+        for (int i = 0; i < accumulator.columns / 2; ++i) {
+            if (block_.checks && std::memcmp(&d[i], &MARK, sizeof(MARK)) != 0)
+                report(hazard::ACCUMULATOR_MODIFIED, format("of lane %d of warpgroup %d", lane, group.number));
+            d[i] = accumulator.matrix[fragment_row(lane, i) * accumulator.columns + fragment_column(lane, i)];
+        }
+    }
+    const auto gone = std::find_if(group.accumulators.begin(), group.accumulators.end(),
+                                   [&accumulator](const auto& other) { return other.get() == &accumulator; });
+    group.accumulators.erase(gone);
+}
+
+void Products::end_thread(int thread) {
+    if (static_cast<size_t>(thread / LANES) >= warpgroups_.size()) return;
+    const Lane& lane = warpgroups_[thread / LANES].lanes[thread % LANES];
+    if (lane.open || lane.waited < lane.committed)
+        report(hazard::UNFINISHED, "products are under way");
+}
+
+std::string Products::describe_wait(int warpgroup, int pending) const {
+    const Warpgroup& group = warpgroups_[warpgroup];
+    const size_t committed = group.executed + group.groups.size();
+    return format("<%d> (%d groups executed, %zu committed by all lanes, %zu steps not reached by all)", pending,
+                  group.executed, committed, group.steps.size());
+}
+
+}  // namespace emulator

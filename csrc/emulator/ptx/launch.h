@@ -1,0 +1,20 @@
+// Runs a kernel: a struct with Params, `threads`, `shared_bytes`, `name`, and run(params) for one thread.
+#pragma once
+#include "emulator/block.h"
+#include "emulator/options.h"
+
+namespace ptx {
+
+using Stream = void*;
+
+inline int multiprocessors() { return emulator::options().multiprocessors; }
+
+// Returns when the kernel has run.
+template <class Kernel>
+void launch(const typename Kernel::Params& params, int blocks, Stream) {
+    const emulator::Grid grid = {Kernel::name, Kernel::threads, Kernel::shared_bytes, Kernel::blocks_per_multiprocessor,
+                                 blocks};
+    emulator::run(grid, [](const void* p) { Kernel::run(*static_cast<const typename Kernel::Params*>(p)); }, &params);
+}
+
+}  // namespace ptx

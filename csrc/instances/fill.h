@@ -1,0 +1,51 @@
+// From calls to parameters.
+#pragma once
+#include <type_traits>
+
+#include "calls.h"
+#include "params.h"
+#include "ptx/launch.h"
+#include "ptx/number.h"
+
+namespace instances {
+
+template <class T>
+ptx::TensorMap map_of(const Tensor& tensor, int box_rows) {
+    const auto element = std::is_same_v<T, ptx::bf16> ? ptx::Element::bf16 : ptx::Element::fp16;
+    const auto& [batches, heads, rows, columns] = tensor.sizes;
+    const auto& strides = tensor.strides;
+    return ptx::make_tensor_map(element, reinterpret_cast<const void*>(tensor.address), {columns, rows, heads, batches},
+                                {2 * strides[2], 2 * strides[1], 2 * strides[0]}, box_rows);
+}
+
+inline Rows rows_of(const Tensor& tensor) {
+    return {reinterpret_cast<void*>(tensor.address), tensor.strides[0], tensor.strides[1], tensor.strides[2]};
+}
+
+inline Shape shape_of(const Tensor& query, const Tensor& key) {
+    return {static_cast<int>(query.sizes[0]), static_cast<int>(query.sizes[1]),
+            static_cast<int>(query.sizes[1] / key.sizes[1]), static_cast<int>(query.sizes[2]),
+            static_cast<int>(key.sizes[2])};
+}
+
+inline Scores scores_of(const ScoreOptions& options) {
+    const auto far = [](int side) { return side < 0 ? core::Window::FAR : side; };
+    return {options.scale, {far(options.left), far(options.right), options.offset},
+            reinterpret_cast<const int64_t*>(options.offsets)};
+}
+
+// Heads whose two tensors of `rows` rows fit in a good part of the second-level cache.
+inline int heads_in_cache(int64_t rows, int width) {
+    constexpr int64_t CACHE = 24 << 20;
+    return static_cast<int>(CACHE / (2 * 2 * rows * width)) + 1;
+}
+
+template <class Kernel>
+void launch_persistent(typename Kernel::Params& params, int64_t stream) {
+    const int total = params.tiling.total(), most = ptx::multiprocessors();
+    ptx::launch<Kernel>(params, total < most ? total : most, reinterpret_cast<ptx::Stream>(stream));
+}
+
+inline int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+
+}  // namespace instances

@@ -1,0 +1,70 @@
+// Tiles of the backward, by width: rows of a block of queries.
+#pragma once
+#include "instances/fill.h"
+#include "kernels/backward_query.h"
+#include "kernels/backward_rows.h"
+#include "kernels/softmax_backward.h"
+
+namespace instances {
+
+template <int Width>
+constexpr int BACKWARD_ROWS = Width <= 64 ? 128 : 64;
+
+template <class Kernel, class T>
+void run(const SoftmaxBackwardCall& call) {
+    constexpr int ROWS = Kernel::Query::ROWS, WIDTH = Kernel::Query::WIDTH;
+    const auto stream = reinterpret_cast<ptx::Stream>(call.stream);
+    const Shape shape = shape_of(call.query, call.key);
+    const int tiles = ceil_div(shape.len_q, ROWS), padded = tiles * ROWS, heads = shape.batch * shape.heads;
+
+    BackwardRowsParams rows;
+    rows.output = rows_of(call.output);
+    rows.grad_output = rows_of(call.grad_output);
+    rows.lse = reinterpret_cast<const float*>(call.lse);
+    rows.row = reinterpret_cast<const float*>(call.row);
+    rows.lse_out = reinterpret_cast<float*>(call.row_space);
+    rows.row_out = rows.lse_out + static_cast<int64_t>(heads) * padded;
+    rows.padded_rows = padded;
+    rows.width = WIDTH;
+    rows.shape = shape;
+    using RowsKernel = kernels::BackwardRows<T>;
+    ptx::launch<RowsKernel>(rows, ceil_div(static_cast<int64_t>(heads) * padded, RowsKernel::ROWS), stream);
+
+    SoftmaxBackwardParams params;
+    params.query = map_of<T>(call.query, ROWS);
+    params.grad_output = map_of<T>(call.grad_output, ROWS);
+    params.key = map_of<T>(call.key, Kernel::KEYS);
+    params.value = map_of<T>(call.value, Kernel::KEYS);
+    params.grad_key = map_of<T>(call.grad_key, 64);
+    params.grad_value = map_of<T>(call.grad_value, 64);
+    params.lse = rows.lse_out;
+    params.row = rows.row_out;
+    params.grad_query = reinterpret_cast<float*>(call.query_space);
+    params.padded_rows = padded;
+    params.shape = shape;
+    params.scores = scores_of(call.scores);
+    params.tiling = core::Tiling::make(ceil_div(shape.len_k, Kernel::KEYS), heads / shape.group,
+                                       heads_in_cache(static_cast<int64_t>(shape.len_q) * shape.group, WIDTH), false);
+    launch_persistent<Kernel>(params, call.stream);
+
+    BackwardQueryParams query;
+    query.sums = params.grad_query;
+    query.grad_query = rows_of(call.grad_query);
+    query.padded_rows = padded;
+    query.tile_rows = ROWS;
+    query.width = WIDTH;
+    query.scale = call.scores.scale;
+    query.shape = shape;
+    ptx::launch<kernels::BackwardQuery<T>>(query, heads * tiles * 2, stream);
+}
+
+}  // namespace instances
+
+template <class T, int Width>
+void softmax_backward(const SoftmaxBackwardCall& call) {
+    constexpr int ROWS = instances::BACKWARD_ROWS<Width>;
+    if (call.scores.windowed())
+        instances::run<kernels::SoftmaxBackward<T, Width, ROWS, true>, T>(call);
+    else
+        instances::run<kernels::SoftmaxBackward<T, Width, ROWS, false>, T>(call);
+}

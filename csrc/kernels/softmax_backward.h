@@ -1,0 +1,288 @@
+// Softmax attention, backward: gradients of query, key and value in one pass. Each consumer warpgroup owns 64
+// keys of a block, whose gradients stay in its registers while blocks of queries pass by. Scores are computed
+// transposed, so that weights and their gradients are left operands without leaving the registers; only the
+// scores' gradient goes to shared memory, for the query's gradient, which the copy engine adds up in global memory.
+#pragma once
+#include "core/online_softmax.h"
+#include "core/prior.h"
+#include "core/ring.h"
+#include "core/schedule.h"
+#include "core/tile.h"
+#include "params.h"
+#include "ptx/fence.h"
+#include "ptx/launch.h"
+#include "ptx/memory.h"
+#include "ptx/named_barrier.h"
+#include "ptx/registers.h"
+
+namespace kernels {
+
+template <class T, int Width, int Rows, bool Windowed>
+struct SoftmaxBackward {
+    using Params = SoftmaxBackwardParams;
+    static constexpr const char* name = "softmax_backward";
+    static constexpr int STAGES = 2, GROUPS = 2, KEYS = 64 * GROUPS;
+    using Query = core::Tile<Rows, Width>;
+    using Key = core::Tile<KEYS, Width>;
+    using GradScores = core::Tile<KEYS, Rows>;
+    static constexpr int threads = (GROUPS + 1) * ptx::WARPGROUP, blocks_per_multiprocessor = 1;
+    static constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
+
+    // The query's gradient is shared out in 64 x 64 squares: by rows, or by columns where there are only 64 rows.
+    static_assert(Rows / 64 * Query::COLUMNS == GROUPS);
+    static constexpr int SQUARE = 64 * 64, SQUARE_BYTES = SQUARE * 4;
+
+    // shared memory, from its start
+    static constexpr int ROW_BYTES = Rows * 4, STAGE_BYTES = Query::BYTES + ROW_BYTES;
+    static constexpr int KEY = 0, VALUE = KEY + Key::BYTES;
+    static constexpr int QUERIES = VALUE + Key::BYTES, GRAD_OUTPUTS = QUERIES + STAGES * Query::BYTES;
+    static constexpr int GRAD_SCORES = GRAD_OUTPUTS + STAGES * Query::BYTES;
+    static constexpr int GRAD_QUERY = GRAD_SCORES + 2 * GradScores::BYTES;
+    static constexpr int LSE = GRAD_QUERY + GROUPS * SQUARE_BYTES, ROW = LSE + STAGES * ROW_BYTES;
+    static constexpr int KEY_RING = ROW + STAGES * ROW_BYTES;
+    static constexpr int QUERY_RING = KEY_RING + core::RingBarriers<1>::BYTES;
+    static constexpr int GRAD_OUTPUT_RING = QUERY_RING + core::RingBarriers<STAGES>::BYTES;
+    static constexpr int shared_bytes = GRAD_OUTPUT_RING + core::RingBarriers<STAGES>::BYTES;
+
+    // named barriers
+    static constexpr int ALL_CONSUMERS = 1, GROUP = 2;
+
+    const Params& params;
+    uint32_t shared = ptx::shared_memory();
+    core::RingBarriers<1> key_ring{shared + KEY_RING};
+    core::RingBarriers<STAGES> query_ring{shared + QUERY_RING}, grad_output_ring{shared + GRAD_OUTPUT_RING};
+
+    static DEVICE void run(const Params& params) {
+        SoftmaxBackward kernel{params};
+        if (ptx::thread_index() == 0) {
+            kernel.key_ring.init(GROUPS);
+            kernel.query_ring.init(4 * GROUPS);  // a lane of each warp
+            kernel.grad_output_ring.init(4 * GROUPS);
+            ptx::fence_barrier_init();
+        }
+        ptx::block_sync();
+        if (ptx::warpgroup_index() == 0) {
+            ptx::give_registers<PRODUCER_REGISTERS>();
+            if (ptx::warp_index() == 0 && ptx::elect()) kernel.produce();
+        } else {
+            ptx::take_registers<CONSUMER_REGISTERS>();
+            kernel.consume(ptx::warpgroup_index() - 1);
+        }
+    }
+
+    // One block of keys, and the blocks of queries that look at it.
+    struct Work {
+        int batch, kv_head;
+        core::Range keys, blocks;
+        core::Window window;
+    };
+
+    DEVICE Work work_of(const core::Schedule& at) const {
+        const Shape& shape = params.shape;
+        const int kv_heads = shape.heads / shape.group;
+        Work work;
+        work.batch = at.head / kv_heads;
+        work.kv_head = at.head % kv_heads;
+        work.keys = {at.tile * KEYS, at.tile * KEYS + KEYS};
+        work.blocks = {0, (shape.len_q + Rows - 1) / Rows};
+        if constexpr (Windowed) {
+            work.window = params.scores.window_of(work.batch);
+            work.blocks = work.window.query_blocks(work.keys, Rows, shape.len_q);
+        }
+        return work;
+    }
+
+    DEVICE void produce() const {
+        const Shape& shape = params.shape;
+        core::Ring<1> key_stage;
+        core::Ring<STAGES> stage;
+        for (core::Schedule at(params.tiling); at.next();) {
+            const Work work = work_of(at);
+            key_ring.begin_fill(key_stage, 2 * Key::BYTES);
+            Key::load(shared + KEY, params.key, key_ring.full(key_stage), work.keys.begin, work.kv_head, work.batch);
+            Key::load(shared + VALUE, params.value, key_ring.full(key_stage), work.keys.begin, work.kv_head, work.batch);
+            key_stage.next();
+            for (int head = work.kv_head * shape.group; head < (work.kv_head + 1) * shape.group; ++head) {
+                const int64_t first = (static_cast<int64_t>(work.batch) * shape.heads + head) * params.padded_rows;
+                for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
+                    const int row = block * Rows;
+                    query_ring.begin_fill(stage, STAGE_BYTES);
+                    Query::load(shared + QUERIES + stage.stage * Query::BYTES, params.query, query_ring.full(stage), row,
+                                head, work.batch);
+                    ptx::load_bytes(shared + LSE + stage.stage * ROW_BYTES, params.lse + first + row, ROW_BYTES,
+                                    query_ring.full(stage));
+                    grad_output_ring.begin_fill(stage, STAGE_BYTES);
+                    Query::load(shared + GRAD_OUTPUTS + stage.stage * Query::BYTES, params.grad_output,
+                                grad_output_ring.full(stage), row, head, work.batch);
+                    ptx::load_bytes(shared + ROW + stage.stage * ROW_BYTES, params.row + first + row, ROW_BYTES,
+                                    grad_output_ring.full(stage));
+                    stage.next();
+                }
+            }
+        }
+    }
+
+    DEVICE void consume(int group) const {
+        const Shape& shape = params.shape;
+        const float unit = params.scores.scale * core::LOG2E;
+        const bool first_thread = ptx::thread_index() % ptx::WARPGROUP == 0;
+        core::Ring<1> key_stage;
+        core::Ring<STAGES> stage;
+        core::Ring<2> grad_scores_stage;
+        for (core::Schedule at(params.tiling); at.next();) {
+            const Work work = work_of(at);
+            float grad_key[Width / 2], grad_value[Width / 2];
+            UNROLL
+            for (int i = 0; i < Width / 2; ++i) grad_key[i] = grad_value[i] = 0;
+            key_ring.wait_full(key_stage);
+            for (int head = work.kv_head * shape.group; head < (work.kv_head + 1) * shape.group; ++head) {
+                for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
+                    const uint32_t query = shared + QUERIES + stage.stage * Query::BYTES;
+                    const uint32_t grad_output = shared + GRAD_OUTPUTS + stage.stage * Query::BYTES;
+                    const uint32_t grad_scores = shared + GRAD_SCORES + grad_scores_stage.stage * GradScores::BYTES;
+                    float scores[Rows / 2], grad_weights[Rows / 2];
+                    uint32_t weights[Rows / 4], packed[Rows / 4];
+
+                    query_ring.wait_full(stage);
+                    ptx::pin(scores);
+                    ptx::pin(grad_weights);
+                    ptx::products_fence();
+                    core::multiply_rows<T, Key, Query>(scores, shared + KEY, group * 64, query);
+                    ptx::products_commit();
+                    grad_output_ring.wait_full(stage);
+                    ptx::products_fence();
+                    core::multiply_rows<T, Key, Query>(grad_weights, shared + VALUE, group * 64, grad_output);
+                    ptx::products_commit();
+
+                    ptx::products_wait<1>();
+                    ptx::pin(scores);
+                    mask(scores, work, block, group);
+                    const uint32_t lse = shared + LSE + stage.stage * ROW_BYTES + core::fragment_column() * 4;
+                    UNROLL
+                    for (int i = 0; i < Rows / 2; i += 4) {
+                        const float2 shift = ptx::load_shared2(lse + i * 8);
+                        scores[i] = ptx::exp2_approximate(fmaf(scores[i], unit, -shift.x));
+                        scores[i + 1] = ptx::exp2_approximate(fmaf(scores[i + 1], unit, -shift.y));
+                        scores[i + 2] = ptx::exp2_approximate(fmaf(scores[i + 2], unit, -shift.x));
+                        scores[i + 3] = ptx::exp2_approximate(fmaf(scores[i + 3], unit, -shift.y));
+                    }
+                    core::pack_all<T>(weights, scores);
+
+                    ptx::products_wait<0>();
+                    ptx::pin(grad_weights);
+                    ptx::pin(grad_value);
+                    ptx::products_fence();
+                    core::multiply_packed<T, Query>(grad_value, weights, grad_output, 1);
+                    ptx::products_commit();
+
+                    const uint32_t row = shared + ROW + stage.stage * ROW_BYTES + core::fragment_column() * 4;
+                    UNROLL
+                    for (int i = 0; i < Rows / 2; i += 4) {
+                        const float2 mean = ptx::load_shared2(row + i * 8);
+                        scores[i] *= grad_weights[i] - mean.x;
+                        scores[i + 1] *= grad_weights[i + 1] - mean.y;
+                        scores[i + 2] *= grad_weights[i + 2] - mean.x;
+                        scores[i + 3] *= grad_weights[i + 3] - mean.y;
+                    }
+                    core::pack_all<T>(packed, scores);
+                    core::store_packed<GradScores, Rows>(grad_scores, group * 64, packed);
+                    ptx::fence_async();
+                    ptx::named_barrier_sync(ALL_CONSUMERS, GROUPS * ptx::WARPGROUP);
+
+                    float grad_query[32];
+                    ptx::pin(grad_query);
+                    ptx::pin(grad_key);
+                    ptx::products_fence();
+                    multiply_square(grad_query, grad_scores, group);
+                    ptx::products_commit();
+                    core::multiply_packed<T, Query>(grad_key, packed, query, 1);
+                    ptx::products_commit();
+
+                    ptx::products_wait<1>();
+                    ptx::pin(grad_query);
+                    ptx::pin(grad_value);
+                    if (ptx::lane_index() == 0) grad_output_ring.release(stage);
+                    add_square(grad_query, work.batch * shape.heads + head, block, group, first_thread);
+                    ptx::products_wait<0>();
+                    ptx::pin(grad_key);
+                    if (ptx::lane_index() == 0) query_ring.release(stage);
+                    stage.next();
+                    grad_scores_stage.next();
+                }
+            }
+            UNROLL
+            for (int i = 0; i < Width / 2; ++i) grad_key[i] *= params.scores.scale;
+            ptx::named_barrier_sync(ALL_CONSUMERS, GROUPS * ptx::WARPGROUP);  // the others read this group's keys too
+            store(grad_key, shared + KEY, group);
+            store(grad_value, shared + VALUE, group);
+            ptx::fence_async();
+            ptx::named_barrier_sync(GROUP + group, ptx::WARPGROUP);
+            if (first_thread) {
+                const int key = work.keys.begin + group * 64;
+                if (key < shape.len_k) {
+                    Key::store(params.grad_key, shared + KEY, group * 64, key, work.kv_head, work.batch);
+                    Key::store(params.grad_value, shared + VALUE, group * 64, key, work.kv_head, work.batch);
+                }
+                ptx::commit_stores();
+                ptx::wait_stores_read<0>();
+                key_ring.release(key_stage);
+            }
+            key_stage.next();
+        }
+        if (first_thread) ptx::wait_stores<0>();
+    }
+
+    DEVICE void mask(float (&scores)[Rows / 2], const Work& work, int block, int group) const {
+        const Shape& shape = params.shape;
+        const core::Range rows = {block * Rows, block * Rows + Rows};
+        bool whole = work.keys.end <= shape.len_k;
+        if constexpr (Windowed) whole = whole && work.window.covers(rows, work.keys);
+        if (whole) return;
+        core::Range ranges[2];
+        UNROLL
+        for (int i = 0; i < 2; ++i) {
+            const int key = work.keys.begin + group * 64 + core::fragment_row() + 8 * i;
+            ranges[i] = {0, shape.len_q};
+            if constexpr (Windowed) ranges[i] = work.window.rows_of(key, shape.len_q);
+            if (key >= shape.len_k) ranges[i].end = 0;
+        }
+        core::mask_outside(scores, ranges, rows.begin + core::fragment_column());
+    }
+
+    // This group's square of the gradient of the scores times the keys.
+    DEVICE void multiply_square(float (&square)[32], uint32_t grad_scores, int group) const {
+        const uint64_t a = GradScores::by_width(grad_scores, Rows == 64 ? 0 : group);
+        const uint64_t b = Key::by_width(shared + KEY, Rows == 64 ? group : 0);
+        UNROLL
+        for (int k = 0; k < KEYS / 16; ++k)
+            ptx::Product<T, 64>::template shared<ptx::MN_MAJOR, ptx::MN_MAJOR>(
+                square, ptx::advance(a, GradScores::along_rows(k)), ptx::advance(b, Key::along_rows(k)), k > 0);
+    }
+
+    // Adds the square to global memory through this group's buffer.
+    DEVICE void add_square(const float (&square)[32], int head, int block, int group, bool first_thread) const {
+        const uint32_t buffer = shared + GRAD_QUERY + group * SQUARE_BYTES;
+        if (first_thread) ptx::wait_stores_read<0>();
+        ptx::named_barrier_sync(GROUP + group, ptx::WARPGROUP);
+        const uint32_t own = buffer + ptx::thread_index() % ptx::WARPGROUP * 16;
+        UNROLL
+        for (int i = 0; i < 8; ++i)
+            ptx::store_shared4(own + i * ptx::WARPGROUP * 16,
+                               {square[4 * i], square[4 * i + 1], square[4 * i + 2], square[4 * i + 3]});
+        ptx::fence_async();
+        ptx::named_barrier_sync(GROUP + group, ptx::WARPGROUP);
+        if (first_thread) {
+            const int64_t tile = static_cast<int64_t>(head) * (params.padded_rows / Rows) + block;
+            ptx::add_floats(params.grad_query + (tile * GROUPS + group) * SQUARE, buffer, SQUARE_BYTES);
+            ptx::commit_stores();
+        }
+    }
+
+    DEVICE void store(const float (&gradient)[Width / 2], uint32_t tile, int group) const {
+        uint32_t packed[Width / 4];
+        core::pack_all<T>(packed, gradient);
+        core::store_packed<Key, Width>(tile, group * 64, packed);
+    }
+};
+
+}  // namespace kernels

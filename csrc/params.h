@@ -1,0 +1,72 @@
+// What the kernels are told, filled on the host.
+#pragma once
+#include <cstdint>
+
+#include "core/prior.h"
+#include "core/schedule.h"
+#include "ptx/memory.h"
+#include "ptx/tensor_map.h"
+
+struct Shape {
+    int batch, heads, group, len_q, len_k;  // `group` query heads share a key head
+};
+
+// A tensor (batch, heads, rows, columns) of 16-bit numbers, columns side by side; strides in numbers.
+struct Rows {
+    void* data;
+    int64_t batch_stride, head_stride, row_stride;
+
+    template <class T>
+    DEVICE T* row(int batch, int head, int row) const {
+        return static_cast<T*>(data) + batch * batch_stride + head * head_stride + row * row_stride;
+    }
+};
+
+// Scores and where they may be.
+struct Scores {
+    float scale;                // natural units
+    core::Window window;
+    const int64_t* offsets;     // one per batch element, or null: then window.offset holds for all
+
+    DEVICE core::Window window_of(int batch) const {
+        core::Window own = window;
+        if (offsets) own.offset = static_cast<int>(ptx::load_global(offsets + batch));
+        return own;
+    }
+};
+
+struct SoftmaxForwardParams {
+    ptx::TensorMap query, key, value, output;
+    float* lse;  // (batch, heads, len_q)
+    Shape shape;
+    Scores scores;
+    core::Tiling tiling;
+};
+
+struct BackwardRowsParams {
+    Rows output, grad_output;
+    const float *lse, *row;  // (batch, heads, len_q); row: what else is subtracted, or null
+    // (batch, heads, padded_rows): lse in units of log2, +inf where a row has nothing to see or does not exist; and
+    // what is subtracted from every gradient of a row.
+    float *lse_out, *row_out;
+    int padded_rows, width;
+    Shape shape;
+};
+
+struct SoftmaxBackwardParams {
+    ptx::TensorMap query, key, value, grad_output, grad_key, grad_value;
+    const float *lse, *row;  // of backward_rows
+    float* grad_query;       // sums over the blocks of keys, in the matrix unit's own order; zero at the start
+    int padded_rows;
+    Shape shape;
+    Scores scores;
+    core::Tiling tiling;
+};
+
+struct BackwardQueryParams {
+    const float* sums;  // of softmax_backward
+    Rows grad_query;
+    int padded_rows, tile_rows, width;
+    float scale;
+    Shape shape;
+};
