@@ -7,8 +7,8 @@
 #include <tuple>
 
 #include "calls.h"
-#include "ptx/launch.h"
-#include "ptx/number.h"
+#include <ptx/launch.h>
+#include <ptx/number.h>
 
 namespace py = pybind11;
 
@@ -51,7 +51,7 @@ void dispatch(const std::string& dtype, int64_t width, Function function) {
 }
 
 void forward(const std::string& dtype, const Described& query, const Described& key, const Described& value,
-             const Described& output, int64_t lse, const ScoreOptions& scores, int64_t stream) {
+             const Described& output, int64_t lse, int64_t counter, const ScoreOptions& scores, int64_t stream) {
     const Sizes rows = std::get<1>(query), keys = std::get<1>(key);
     require(keys[1] > 0 && rows[1] % keys[1] == 0, "query's heads are not a multiple of key's");
     const SoftmaxForwardCall call = {tensor("query", query, rows),
@@ -59,6 +59,7 @@ void forward(const std::string& dtype, const Described& query, const Described& 
                                      tensor("value", value, keys),
                                      tensor("output", output, rows),
                                      lse,
+                                     counter,
                                      scores,
                                      stream};
     dispatch(dtype, rows[3], [&](auto type, auto width) { softmax_forward<decltype(type), width()>(call); });
@@ -66,7 +67,7 @@ void forward(const std::string& dtype, const Described& query, const Described& 
 
 void backward(const std::string& dtype, const Described& query, const Described& key, const Described& value,
               const Described& output, const Described& grad_output, const Described& grad_query,
-              const Described& grad_key, const Described& grad_value, int64_t lse, int64_t row, int64_t row_space,
+              const Described& grad_key, const Described& grad_value, int64_t lse, int64_t row, int64_t counter, int64_t row_space,
               int64_t query_space, const ScoreOptions& scores, int64_t stream) {
     const Sizes rows = std::get<1>(query), keys = std::get<1>(key);
     require(keys[1] > 0 && rows[1] % keys[1] == 0, "query's heads are not a multiple of key's");
@@ -80,6 +81,7 @@ void backward(const std::string& dtype, const Described& query, const Described&
                                       tensor("grad_value", grad_value, keys),
                                       lse,
                                       row,
+                                      counter,
                                       row_space,
                                       query_space,
                                       scores,

@@ -19,6 +19,7 @@ struct ScoreOptions {
 struct SoftmaxForwardCall {
     Tensor query, key, value, output;
     int64_t lse;
+    int64_t counter;  // an int to count tiles with
     ScoreOptions scores;
     int64_t stream;
 };
@@ -26,6 +27,7 @@ struct SoftmaxForwardCall {
 struct SoftmaxBackwardCall {
     Tensor query, key, value, output, grad_output, grad_query, grad_key, grad_value;
     int64_t lse, row;                // row may be 0
+    int64_t counter;                 // an int to count tiles with
     int64_t row_space, query_space;  // floats: 2 x and Width x batch x heads x padded rows, the latter zero
     ScoreOptions scores;
     int64_t stream;

@@ -4,8 +4,8 @@
 
 #include "core/prior.h"
 #include "core/schedule.h"
-#include "ptx/memory.h"
-#include "ptx/tensor_map.h"
+#include <ptx/memory.h>
+#include <ptx/tensor_map.h>
 
 struct Shape {
     int batch, heads, group, len_q, len_k;  // `group` query heads share a key head

@@ -64,11 +64,13 @@ class Kernels:
         query, key, value = (_copyable(tensor) for tensor in inputs[:3])
         output = new_output(query, value)
         lse = query.new_empty(output.shape[:-1], dtype=torch.float32)
+        counter = query.new_empty(1, dtype=torch.int32)
         with _on(query):
             self._module.softmax_forward(
                 DTYPES[problem.dtype],
                 *(_described(tensor) for tensor in (query, key, value, output)),
                 lse.data_ptr(),
+                counter.data_ptr(),
                 self._scores(problem, inputs),
                 _stream(query),
             )
@@ -91,6 +93,7 @@ class Kernels:
         grad_output = torch.zeros_like(output) if grad_output is None else _copyable(grad_output)
         gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
         rows = problem.batch * problem.heads * (-(-problem.len_q // QUERY_TILE) * QUERY_TILE)
+        counter = query.new_empty(1, dtype=torch.int32)
         row_space = query.new_empty(2 * rows, dtype=torch.float32)
         query_space = query.new_zeros(rows * problem.head_dim, dtype=torch.float32)
         lse, row = lse.contiguous(), None if row is None else row.contiguous()
@@ -101,6 +104,7 @@ class Kernels:
                 *(_described(tensor) for tensor in tensors),
                 lse.data_ptr(),
                 0 if row is None else row.data_ptr(),
+                counter.data_ptr(),
                 row_space.data_ptr(),
                 query_space.data_ptr(),
                 self._scores(problem, inputs),

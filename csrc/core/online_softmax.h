@@ -3,8 +3,8 @@
 #pragma once
 #include <cmath>
 
-#include "ptx/number.h"
-#include "ptx/shuffle.h"
+#include <ptx/number.h>
+#include <ptx/shuffle.h>
 
 namespace core {
 
@@ -15,31 +15,41 @@ struct OnlineSoftmax {
     float maximum[2] = {-INFINITY, -INFINITY};      // of the scores as they come
     float sum[2] = {0, 0};                          // over this lane's columns only
 
-    // Turns scores into weights relative to the new maximum; `shrink` is what older weights shrink by.
+    // Turns scores into weights relative to the maximum. While no row's maximum grows by more than SLACK units the
+    // old one serves on; else it returns true, and `shrink` is what older weights shrink by.
     template <int Count>
-    DEVICE void update(float (&scores)[Count], float (&shrink)[2]) {
+    DEVICE bool update(float (&scores)[Count], float (&shrink)[2]) {
+        constexpr float SLACK = 8;
         float top[2] = {maximum[0], maximum[1]};
         UNROLL
         for (int i = 0; i < Count; ++i) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], scores[i]);
-        float shift[2];
         UNROLL
         for (int row = 0; row < 2; ++row) {
             top[row] = fmaxf(top[row], ptx::shuffle_xor(top[row], 1));
             top[row] = fmaxf(top[row], ptx::shuffle_xor(top[row], 2));
-            shift[row] = top[row] == -INFINITY ? 0.0f : top[row] * unit;  // a row that has seen no key yet
-            shrink[row] = ptx::exp2_approximate(maximum[row] * unit - shift[row]);
-            maximum[row] = top[row];
         }
-        float partial[2] = {0, 0};
+        const float bar[2] = {fmaf(maximum[0], unit, SLACK), fmaf(maximum[1], unit, SLACK)};
+        const bool grown = ptx::any_lane(top[0] * unit > bar[0] || top[1] * unit > bar[1]);
+        if (grown) {
+            UNROLL
+            for (int row = 0; row < 2; ++row) {
+                shrink[row] = top[row] == -INFINITY ? 1.0f : ptx::exp2_approximate((maximum[row] - top[row]) * unit);
+                sum[row] *= shrink[row];
+                maximum[row] = top[row];
+            }
+        }
+        const float shift[2] = {shift_of(0), shift_of(1)};
         UNROLL
         for (int i = 0; i < Count; ++i) {
             const int row = i / 2 % 2;
             scores[i] = ptx::exp2_approximate(fmaf(scores[i], unit, -shift[row]));
-            partial[row] += scores[i];
+            sum[row] += scores[i];
         }
-        UNROLL
-        for (int row = 0; row < 2; ++row) sum[row] = sum[row] * shrink[row] + partial[row];
+        return grown;
     }
+
+    // A row that has seen no key yet has no maximum.
+    DEVICE float shift_of(int row) const { return maximum[row] == -INFINITY ? 0.0f : maximum[row] * unit; }
 
     // After the last block: what to multiply the accumulated values by, and the natural log-sum-exp.
     DEVICE void finish(float (&scale)[2], float (&lse)[2]) {

@@ -2,7 +2,7 @@
 #pragma once
 #include <cmath>
 
-#include "ptx/target.h"
+#include <ptx/target.h>
 
 namespace core {
 

@@ -1,7 +1,7 @@
 // A ring of stages in shared memory between a producer and its consumers: each stage has a barrier that says
 // it is full and one that says it is empty.
 #pragma once
-#include "ptx/mbarrier.h"
+#include <ptx/mbarrier.h>
 
 namespace core {
 
@@ -31,9 +31,11 @@ struct RingBarriers {
         }
     }
     // Producer: waits until the stage is free, then announces the bytes to come. All stages start out free.
+    DEVICE void wait_empty(const Ring<Stages>& at) const { ptx::barrier_wait(empty(at), at.phase ^ 1); }
+    DEVICE void announce(const Ring<Stages>& at, int bytes) const { ptx::barrier_arrive_expect(full(at), bytes); }
     DEVICE void begin_fill(const Ring<Stages>& at, int bytes) const {
-        ptx::barrier_wait(empty(at), at.phase ^ 1);
-        ptx::barrier_arrive_expect(full(at), bytes);
+        wait_empty(at);
+        announce(at, bytes);
     }
     DEVICE void wait_full(const Ring<Stages>& at) const { ptx::barrier_wait(full(at), at.phase); }
     DEVICE void release(const Ring<Stages>& at) const { ptx::barrier_arrive(empty(at)); }

@@ -1,44 +1,37 @@
-// Which tile a block of a persistent grid works on next. Heads come in sections whose keys and values stay in
-// the cache together; inside a section the tiles with most work come first. Rounds run forwards and backwards in
-// turn, so that every block gets its share of long ones.
+// Which tile a block of a persistent grid works on next: whatever comes first among those nobody has taken. Heads
+// come in sections whose keys and values stay in the cache together; inside a section the tiles with most work come
+// first, so that short ones fill the gaps at the end.
 #pragma once
-#include "ptx/target.h"
+#include <ptx/memory.h>
 
 namespace core {
 
-// Filled on the host.
-struct Tiling {
-    int tiles;          // of one head
-    int heads;          // over all batches
-    int section;        // heads in a section
-    int last_first;     // whether work grows with the tile's number
-
-    static Tiling make(int tiles, int heads, int section, bool last_first) {
-        return {tiles, heads, section < 1 ? 1 : section > heads ? heads : section, last_first};
-    }
-    int total() const { return tiles * heads; }
+struct Place {
+    int tile, head;
 };
 
-struct Schedule {
-    const Tiling& tiling;
-    int round = 0, tile, head;
+// Filled on the host.
+struct Tiling {
+    int tiles;       // of one head
+    int heads;       // over all batches
+    int section;     // heads in a section
+    int last_first;  // whether work grows with the tile's number
+    int* counter;    // zero at the start; not needed where every tile has a block of its own
 
-    DEVICE explicit Schedule(const Tiling& tiling) : tiling(tiling) {}
+    DEVICE int total() const { return tiles * heads; }
 
-    // Moves to the block's next tile; false when there is none.
-    DEVICE bool next() {
-        const int blocks = ptx::grid_size(), block = ptx::block_index();
-        const int index = round * blocks + (round % 2 ? blocks - 1 - block : block);
-        ++round;
-        if (index >= tiling.tiles * tiling.heads) return false;
-        const int section = index / (tiling.section * tiling.tiles);
-        const int first_head = section * tiling.section;
-        const int left = tiling.heads - first_head, heads = left < tiling.section ? left : tiling.section;
-        const int within = index - first_head * tiling.tiles;
-        const int rank = within / heads;
-        head = first_head + within % heads;
-        tile = tiling.last_first ? tiling.tiles - 1 - rank : rank;
-        return true;
+    // The tile that comes `number`-th.
+    DEVICE Place operator[](int number) const {
+        const int first_head = number / (section * tiles) * section, left = heads - first_head;
+        const int together = left < section ? left : section;
+        const int within = number - first_head * tiles, rank = within / together;
+        return {last_first ? tiles - 1 - rank : rank, first_head + within % together};
+    }
+
+    // One thread of a block: the number to go on with; total() or more when there is none.
+    DEVICE int next() const {
+        const int blocks = ptx::grid_size();
+        return blocks < total() ? blocks + ptx::fetch_add(counter, 1) : total();
     }
 };
 

@@ -1,9 +1,9 @@
 // Tiles of 16-bit numbers in shared memory, as the copy engine writes and the matrix unit reads them: columns
 // of 64 numbers, each column Rows x 128 bytes under the 128-byte swizzle.
 #pragma once
-#include "ptx/bulk_copy.h"
-#include "ptx/product.h"
-#include "ptx/store_matrix.h"
+#include <ptx/bulk_copy.h>
+#include <ptx/product.h>
+#include <ptx/store_matrix.h>
 
 namespace core {
 

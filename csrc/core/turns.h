@@ -1,6 +1,6 @@
 // Warpgroups that take turns: while one feeds the matrix unit, the others compute their softmax.
 #pragma once
-#include "ptx/named_barrier.h"
+#include <ptx/named_barrier.h>
 
 namespace core {
 

@@ -1,5 +1,7 @@
 #include "emulator/barriers.h"
 
+#include <algorithm>
+
 #include "emulator/block.h"
 #include "emulator/report.h"
 
@@ -51,7 +53,7 @@ void Barriers::arrive(uint32_t address, int expected_bytes) {
                                         barrier.phase));
     if (block_.checks) block_.order.release(block_.scheduler.running(), barrier.arriving);
     --barrier.pending;
-    complete_if_done(barrier);
+    complete_if_done(address, barrier);
     block_.scheduler.step(16);
 }
 
@@ -62,8 +64,11 @@ void Barriers::count(uint32_t address, Barrier& barrier, int64_t bytes) {
                                         static_cast<long long>(barrier.bytes)));
 }
 
-void Barriers::complete_if_done(Barrier& barrier) {
+void Barriers::complete_if_done(uint32_t address, Barrier& barrier) {
     if (barrier.pending != 0 || barrier.bytes != 0) return;
+    if (block_.checks && barrier.in_flight != 0)
+        report(hazard::LATE_COPY, format("phase %u of barrier 0x%x ends while %lld bytes of its copies are in flight",
+                                         barrier.phase, address, static_cast<long long>(barrier.in_flight)));
     ++barrier.phase;
     barrier.pending = barrier.expected;
     if (block_.checks) {
@@ -80,11 +85,14 @@ void Barriers::wait(uint32_t address, int parity) {
     Barrier& barrier = find(address, "barrier_wait");
     while (static_cast<int>(barrier.phase & 1) == parity)
         block_.scheduler.park(barrier.waiting, {"barrier_wait", address, parity});
+    barrier.waited = std::max(barrier.waited, barrier.phase);
     if (block_.checks) block_.order.acquire(block_.scheduler.running(), barrier.completed);
 }
 
-Epoch Barriers::begin_copy(uint32_t address) {
+Epoch Barriers::begin_copy(uint32_t address, int bytes) {
     Barrier& barrier = find(address, "a bulk copy");
+    barrier.in_flight += bytes;
+    barrier.last_copied = barrier.phase + 1;
     const int owner = component_of(barrier.initialised);
     if (block_.checks && !fenced_between(block_.order.barrier_fences()[owner], barrier.initialised,
                                          block_.order.clock(block_.scheduler.running())))
@@ -93,13 +101,18 @@ Epoch Barriers::begin_copy(uint32_t address) {
     return epoch(barrier.component, barrier.phase + 1);
 }
 
-void Barriers::land(uint32_t address, Epoch copy, int bytes) {
+void Barriers::land(uint32_t address, int bytes) {
     Barrier& barrier = barriers_.at(address);
-    if (barrier.phase + 1 != count_of(copy))
-        report(hazard::LATE_COPY, format("barrier 0x%x completed phase %u without %d bytes of its copies", address,
-                                         count_of(copy) - 1, bytes));
+    barrier.in_flight -= bytes;
     count(address, barrier, -static_cast<int64_t>(bytes));
-    complete_if_done(barrier);
+    complete_if_done(address, barrier);
+}
+
+void Barriers::end_block() {
+    for (const auto& [address, barrier] : barriers_)
+        if (barrier.last_copied > barrier.waited)
+            report(hazard::UNFINISHED, format("no thread has waited for the copies of barrier 0x%x in its phase %u",
+                                              address, barrier.last_copied - 1));
 }
 
 std::string Barriers::describe(uint32_t address) const {

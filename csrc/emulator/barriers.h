@@ -20,9 +20,12 @@ class Barriers {
     void wait(uint32_t address, int parity);
 
     // A bulk copy is issued for the current phase: the moment at which its bytes may be read.
-    Epoch begin_copy(uint32_t address);
+    Epoch begin_copy(uint32_t address, int bytes);
     // Bytes of that copy have landed.
-    void land(uint32_t address, Epoch copy, int bytes);
+    void land(uint32_t address, int bytes);
+
+    // Reports when copies were issued that no thread has waited for.
+    void end_block();
 
     std::string describe(uint32_t address) const;
 
@@ -31,15 +34,17 @@ class Barriers {
         int component;
         Epoch initialised;
         int expected, pending;
-        int64_t bytes = 0;   // expected and not yet landed, or below zero: landed and not yet expected
-        uint32_t phase = 0;  // phases completed
+        int64_t bytes = 0;  // expected and not yet landed, or below zero: landed and not yet expected
+        int64_t in_flight = 0;                // bytes of copies that were issued and have not landed
+        uint32_t phase = 0;                   // phases completed
+        uint32_t last_copied = 0, waited = 0;  // phases that copies were issued for, and that a thread waited for
         VectorClock arriving, completed;
         Queue waiting;
     };
 
     Barrier& find(uint32_t address, const char* operation);
     void count(uint32_t address, Barrier& barrier, int64_t bytes);
-    void complete_if_done(Barrier& barrier);
+    void complete_if_done(uint32_t address, Barrier& barrier);
 
     Block& block_;
     std::map<uint32_t, Barrier> barriers_;

@@ -20,10 +20,13 @@ Block::Block(const Grid& grid, int index, bool checks, Random& random)
       copies(*this, grid.threads),
       products(*this, grid.threads),
       registers(*this, grid.threads, grid.blocks_per_multiprocessor) {
-    scheduler.on_exit = [this](int thread) {
+    scheduler.on_thread_end = [this](int thread) {
         if (!this->checks) return;
         copies.end_thread(thread);
         products.end_thread(thread);
+    };
+    scheduler.on_block_end = [this] {
+        if (this->checks) barriers.end_block();
     };
     scheduler.explain = [this](const Wait& wait) -> std::string {
         const std::string operation = wait.operation;

@@ -43,6 +43,18 @@ struct Block {
     RegisterPool registers;
 
     // Ordinary accesses to shared memory by the running thread.
+    template <class T>
+    T load(uint32_t address, const char* operation) {
+        before_read(address, sizeof(T), operation);
+        return shared.load<T>(address);
+    }
+    template <class T>
+    void store(uint32_t address, T value, const char* operation) {
+        before_write(address, sizeof(T), operation);
+        shared.store(address, value);
+    }
+
+    // Their checks alone.
     void before_read(uint32_t address, int bytes, const char* operation);
     void before_write(uint32_t address, int bytes, const char* operation);
 };

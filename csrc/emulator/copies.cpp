@@ -42,18 +42,17 @@ void check_run(const void* pointer, int bytes, const char* operation) {
 
 }  // namespace
 
-Epoch Copies::begin_load(uint32_t destination, int bytes, uint32_t barrier) {
-    const Epoch copy = block_.barriers.begin_copy(barrier);
+void Copies::begin_load(uint32_t destination, int bytes, uint32_t barrier) {
+    const Epoch copy = block_.barriers.begin_copy(barrier, bytes);
     if (block_.checks)
         block_.shadow.write(destination, bytes, block_.order.clock(block_.scheduler.running()), copy);
-    return copy;
 }
 
 void Copies::load_tile(uint32_t destination, const Tensor& map, uint32_t barrier, const Place& place) {
     block_.scheduler.step(16);
     const int bytes = map.box_rows * ROW_BYTES;
     block_.shared.check(destination, bytes, TILE_ALIGNMENT, "load_tile");
-    const Epoch copy = begin_load(destination, bytes, barrier);
+    begin_load(destination, bytes, barrier);
     for (int row = 0; row < map.box_rows; ++row) {
         const Clip inside = clip(map, place, row);
         if (inside.count > 0) check_global_read(inside.first, inside.count * ELEMENT_BYTES, ELEMENT_BYTES, "load_tile");
@@ -73,7 +72,7 @@ void Copies::load_tile(uint32_t destination, const Tensor& map, uint32_t barrier
                     std::memcpy(block_.shared.at(swizzle(destination + row * ROW_BYTES + i)), line + i, 16);
             }
         };
-        land_later(destination + first * ROW_BYTES, rows * ROW_BYTES, barrier, copy, copy_rows);
+        land_later(barrier, rows * ROW_BYTES, copy_rows);
         first += rows;
     }
     block_.scheduler.step(16);
@@ -84,19 +83,16 @@ void Copies::load_bytes(uint32_t destination, const void* source, int bytes, uin
     block_.shared.check(destination, bytes, RUN_ALIGNMENT, "load_bytes");
     check_run(source, bytes, "load_bytes");
     check_global_read(source, bytes, RUN_ALIGNMENT, "load_bytes");
-    const Epoch copy = begin_load(destination, bytes, barrier);
-    land_later(destination, bytes, barrier, copy,
+    begin_load(destination, bytes, barrier);
+    land_later(barrier, bytes,
                [this, destination, source, bytes] { std::memcpy(block_.shared.at(destination), source, bytes); });
     block_.scheduler.step(16);
 }
 
-void Copies::land_later(uint32_t address, int bytes, uint32_t barrier, Epoch copy, std::function<void()> copy_bytes) {
-    block_.scheduler.post([this, address, bytes, barrier, copy, copy_bytes] {
-        if (block_.scheduler.all_ended())
-            report(hazard::UNFINISHED, format("%d bytes of a copy to shared address 0x%x were in flight when the block "
-                                              "ended", bytes, address));
+void Copies::land_later(uint32_t barrier, int bytes, std::function<void()> copy_bytes) {
+    block_.scheduler.post([this, barrier, bytes, copy_bytes] {
         copy_bytes();
-        block_.barriers.land(barrier, copy, bytes);
+        block_.barriers.land(barrier, bytes);
     });
 }
 

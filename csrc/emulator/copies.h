@@ -43,8 +43,8 @@ class Copies {
         Queue waiting;
     };
 
-    void land_later(uint32_t address, int bytes, uint32_t barrier, Epoch copy, std::function<void()> copy_bytes);
-    Epoch begin_load(uint32_t destination, int bytes, uint32_t barrier);
+    void land_later(uint32_t barrier, int bytes, std::function<void()> copy_bytes);
+    void begin_load(uint32_t destination, int bytes, uint32_t barrier);
     void begin_store(uint32_t source, int bytes);
     // Queues a store whose bytes are read by read() into a buffer, and written by write(buffer).
     using Buffer = std::vector<unsigned char>;

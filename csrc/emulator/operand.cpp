@@ -1,8 +1,5 @@
 #include "emulator/operand.h"
 
-#include <array>
-#include <cstring>
-
 #include "emulator/report.h"
 
 namespace emulator {
@@ -16,31 +13,7 @@ uint32_t field(uint64_t descriptor, int first, int bits) {
     return static_cast<uint32_t>(descriptor >> first & ((1ull << bits) - 1));
 }
 
-// By all 65536 bit patterns: conversions without hardware help are slow.
-const std::array<float, 65536>& fp16_table() {
-    static const auto table = [] {
-        static std::array<float, 65536> values;
-        for (uint32_t bits = 0; bits < values.size(); ++bits) {
-            const uint16_t pattern = static_cast<uint16_t>(bits);
-            _Float16 number;
-            std::memcpy(&number, &pattern, sizeof(number));
-            values[bits] = static_cast<float>(number);
-        }
-        return &values;
-    }();
-    return *table;
-}
-
 }  // namespace
-
-float bf16_to_float(uint16_t bits) {
-    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-    float value;
-    std::memcpy(&value, &wide, sizeof(value));
-    return value;
-}
-
-float fp16_to_float(uint16_t bits) { return fp16_table()[bits]; }
 
 Operand::Operand(uint64_t descriptor, bool mn_major, int rows, const SharedMemory& shared) : mn_major_(mn_major) {
     const uint32_t start = field(descriptor, 0, 14) << 4;

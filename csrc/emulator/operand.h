@@ -3,14 +3,12 @@
 #include <cstdint>
 #include <vector>
 
+#include "emulator/number.h"
 #include "emulator/shared_memory.h"
 
 namespace emulator {
 
 enum class Type { BF16, FP16 };
-
-float bf16_to_float(uint16_t bits);
-float fp16_to_float(uint16_t bits);
 
 constexpr int DEPTH = 16;      // of one product: the length of the dimension that is summed over
 constexpr int CHUNK_BYTES = 16;

@@ -14,6 +14,8 @@ namespace {
 // A NaN that no arithmetic makes.
 constexpr uint32_t MARK = 0x7fedcba9;
 
+constexpr size_t SEEN = 64;
+
 // Where lane's register i of an accumulator sits in the matrix.
 int fragment_row(int lane, int i) { return lane / 32 * 16 + lane % 32 / 4 + i / 2 % 2 * 8; }
 int fragment_column(int lane, int i) { return i / 4 * 8 + lane % 4 * 2 + i % 2; }
@@ -55,7 +57,7 @@ Products::Step& Products::reach(Warpgroup& group, Kind kind, int argument) {
 void Products::pass(Warpgroup& group, Step& step) {
     if (++step.lanes < LANES) return;
     if (step.kind == Kind::PRODUCT) {
-        if (block_.checks) check_operands(group, *step.product);
+        if (block_.checks) check_operands(*step.product);
         group.collected.push_back(std::move(step.product));
     } else if (step.kind == Kind::COMMIT) {
         group.groups.push_back(std::move(group.collected));
@@ -83,30 +85,30 @@ void Products::issue(const ProductShape& shape, float* d, uint64_t a, const uint
     if (step.product == nullptr) {
         step.product = begin(group, shape, d, a, b, accumulate);
         step.product->captures = step.product->d->registers[index] == nullptr;
-        if (block_.checks)
-            for (const Operand& operand : step.product->operands)
-                for (const Operand::Chunk& chunk : operand.chunks())
-                    block_.shadow.mark_read(chunk.address, CHUNK_BYTES, epoch(group.component, lane.committed + 1),
-                                            block_.order.clock(thread));
     }
     Product& product = *step.product;
     if (!same(product.shape, shape) || product.b != b || product.accumulate != accumulate ||
         (!shape.a_in_registers && product.a != a))
         report(hazard::DIVERGENT_PRODUCT, "lanes of the warpgroup issue it with other descriptors");
-    if (product.captures)
+    if (product.captures) {
+        if (block_.checks && accumulate) check_fenced(lane, d, shape.columns / 2 * sizeof(float));
         capture(product, index, d);
-    else if (product.d->registers[index] != d)
+    }
+    if (product.d->registers[index] != d)
         report(hazard::DIVERGENT_PRODUCT, "lanes of the warpgroup issue it on other accumulators");
     if (shape.a_in_registers) {
+        if (block_.checks) check_fenced(lane, a_registers, 4 * sizeof(uint32_t));
         product.fragments[index] = a_registers;
         std::memcpy(product.fragments_at_issue[index], a_registers, sizeof(product.fragments_at_issue[index]));
     }
     if (block_.checks) {
         VectorClock& clock = product.warp_clocks[index / 32];
-        if (clock.empty())
+        if (clock.empty()) {
+            mark_operands(product, index / 32, epoch(group.component, lane.committed + 1));
             clock = block_.order.clock(thread);
-        else
+        } else {
             clock.meet(block_.order.clock(thread));
+        }
     }
     pass(group, step);
     block_.scheduler.step(4);
@@ -147,8 +149,32 @@ void Products::capture(Product& product, int lane, float* d) {
     }
 }
 
-// Called when the last lane has issued the product. A warp reads its own rows of A, and all of B.
-void Products::check_operands(const Warpgroup&, const Product& product) const {
+void Products::check_fenced(Lane& lane, const void* registers, size_t bytes) const {
+    for (const Seen& seen : lane.seen) {
+        if (seen.registers != registers || seen.bytes != bytes) continue;
+        if (!seen.at_fence.empty() && std::memcmp(registers, seen.at_fence.data(), bytes) != 0)
+            report(hazard::PRODUCTS_FENCE, "registers were written after the fence");
+        return;
+    }
+    lane.seen.push_back({registers, bytes, {}});
+    if (lane.seen.size() > SEEN) lane.seen.pop_front();
+}
+
+// From the issue by a warp's first lane on, nobody may overwrite what the warp reads.
+void Products::mark_operands(const Product& product, int warp, Epoch reader) {
+    const VectorClock& clock = block_.order.clock(block_.scheduler.running());
+    const bool first = std::all_of(product.warp_clocks, product.warp_clocks + 4,
+                                   [](const VectorClock& other) { return other.empty(); });
+    if (first)
+        for (const Operand::Chunk& chunk : product.operands[0].chunks())
+            block_.shadow.mark_read(chunk.address, CHUNK_BYTES, reader, clock);
+    if (product.shape.a_in_registers) return;
+    for (const Operand::Chunk& chunk : product.operands[1].chunks())
+        if (chunk.row / 16 == warp) block_.shadow.mark_read(chunk.address, CHUNK_BYTES, reader, clock);
+}
+
+// Once the last lane has issued the product, all must have known the operands to be there.
+void Products::check_operands(const Product& product) const {
     VectorClock all = product.warp_clocks[0];
     for (int warp = 1; warp < 4; ++warp) all.meet(product.warp_clocks[warp]);
     for (const Operand::Chunk& chunk : product.operands[0].chunks())
@@ -160,7 +186,16 @@ void Products::check_operands(const Warpgroup&, const Product& product) const {
 
 void Products::fence() {
     Warpgroup& group = running_group();
-    group.lanes[block_.scheduler.running() % LANES].fenced = true;
+    Lane& lane = group.lanes[block_.scheduler.running() % LANES];
+    lane.fenced = true;
+    for (Seen& seen : lane.seen) {
+        const auto* bytes = static_cast<const unsigned char*>(seen.registers);
+        const auto holds = [&seen](const Issued& issued) { return issued.d == seen.registers; };
+        if (std::any_of(lane.unwaited.begin(), lane.unwaited.end(), holds))
+            seen.at_fence.clear();
+        else
+            seen.at_fence.assign(bytes, bytes + seen.bytes);
+    }
     pass(group, reach(group, Kind::FENCE, 0));
     block_.scheduler.step(4);
 }

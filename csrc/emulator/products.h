@@ -56,7 +56,7 @@ class Products {
         std::vector<Operand> operands;   // in shared memory: B, then A
         const uint32_t* fragments[LANES] = {};
         uint32_t fragments_at_issue[LANES][4];
-        VectorClock warp_clocks[4];      // what all lanes of the warp knew
+        VectorClock warp_clocks[4];      // what all lanes of the warp knew; empty before its first lane comes
     };
 
     enum class Kind { PRODUCT, FENCE, COMMIT, WAIT };
@@ -74,10 +74,18 @@ class Products {
         int columns, group;
     };
 
+    // Registers that products have used, and what they held at the last fence; empty when products held them then.
+    struct Seen {
+        const void* registers;
+        size_t bytes;
+        std::vector<unsigned char> at_fence;
+    };
+
     struct Lane {
         uint64_t steps = 0;
         int committed = 0, waited = 0;   // groups
         std::vector<Issued> unwaited;
+        std::deque<Seen> seen;           // the latest ones
         bool open = false;               // products since the last commit
         bool fenced = false;             // since the last wait
     };
@@ -103,7 +111,11 @@ class Products {
                                    bool accumulate);
     Accumulator* in_flight(Warpgroup& group, int lane, const float* d, int columns);
     void capture(Product& product, int lane, float* d);
-    void check_operands(const Warpgroup& group, const Product& product) const;
+    // Reports when registers that a product is to read were written after the last fence.
+    void check_fenced(Lane& lane, const void* registers, size_t bytes) const;
+    // A warp reads its own rows of A, and all of B.
+    void mark_operands(const Product& product, int warp, Epoch reader);
+    void check_operands(const Product& product) const;
     void execute_next(Warpgroup& group);
     void execute(Product& product);
     void land(Warpgroup& group, Accumulator& accumulator);

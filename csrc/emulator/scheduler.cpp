@@ -1,5 +1,7 @@
 #include "emulator/scheduler.h"
 
+#include <cstring>
+
 #include "emulator/report.h"
 
 namespace emulator {
@@ -19,6 +21,7 @@ void Scheduler::run(Body body, const void* params) {
     main_.switch_to(fibers_[running_]);
     running_ = NOBODY;
     if (error_) std::rethrow_exception(error_);
+    on_block_end();
     while (run_task(true)) continue;
 }
 
@@ -28,7 +31,7 @@ void Scheduler::thread_main() {
     int following = NOBODY;
     try {
         body_(params_);
-        on_exit(running_);
+        on_thread_end(running_);
         waits_[running_] = {};
         --alive_;
         following = next();
@@ -128,6 +131,7 @@ bool Scheduler::run_task(bool stalled) {
 void Scheduler::report_deadlock() {
     // Nobody is ready, so every thread that has not ended is parked; its wait says where.
     std::string text;
+    const char* name = hazard::DEADLOCK;
     for (int first = 0; first < threads_;) {
         const Wait& wait = waits_[first];
         int last = first;
@@ -137,9 +141,10 @@ void Scheduler::report_deadlock() {
         if (wait.operation != nullptr)
             text += format("%swarp %d lanes %d-%d wait in %s%s", text.empty() ? "" : "; ", first / 32, first % 32,
                            last % 32, wait.operation, explain(wait).c_str());
+        if (wait.operation != nullptr && std::strcmp(wait.operation, "take_registers") == 0) name = hazard::REGISTERS;
         first = last + 1;
     }
-    report(hazard::DEADLOCK, text);
+    report(name, text);
 }
 
 }  // namespace emulator

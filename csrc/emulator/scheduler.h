@@ -46,10 +46,10 @@ class Scheduler {
     void post(std::function<void()> task);
 
     int running() const { return running_; }
-    bool all_ended() const { return alive_ == 0; }
 
-    // Called in the context of a thread that has ended without a report.
-    std::function<void(int thread)> on_exit;
+    // Called when a thread ends, and when all have.
+    std::function<void(int thread)> on_thread_end;
+    std::function<void()> on_block_end;
     // More about a wait, for the report of a deadlock.
     std::function<std::string(const Wait&)> explain;
 

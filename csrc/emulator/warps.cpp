@@ -47,7 +47,7 @@ void Warps::leave(Collective& collective) {
     }
 }
 
-uint64_t Warps::exchange(const char* operation, uint64_t argument, uint64_t value, int source) {
+uint64_t Warps::exchange_bits(const char* operation, uint64_t argument, uint64_t value, int source) {
     Collective& collective = arrive(operation, argument);
     collective.values[block_.scheduler.running() % 32] = value;
     wait(collective);

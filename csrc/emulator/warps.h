@@ -2,6 +2,7 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <deque>
 #include <memory>
 #include <vector>
@@ -47,11 +48,22 @@ class Warps {
     // An operation in which lanes neither wait nor exchange anything.
     void pass(const char* operation, uint64_t argument = 0) { leave(arrive(operation, argument)); }
 
-    uint64_t exchange(const char* operation, uint64_t argument, uint64_t value, int source);
+    // Every lane gives a value and takes that of its source.
+    template <class T>
+    T exchange(const char* operation, uint64_t argument, T value, int source) {
+        static_assert(sizeof(T) <= sizeof(uint64_t));
+        uint64_t bits = 0;
+        std::memcpy(&bits, &value, sizeof(T));
+        bits = exchange_bits(operation, argument, bits, source);
+        std::memcpy(&value, &bits, sizeof(T));
+        return value;
+    }
     bool any(bool condition);
     void sync();
 
   private:
+    uint64_t exchange_bits(const char* operation, uint64_t argument, uint64_t value, int source);
+
     struct Warp {
         std::deque<Collective> open;
         uint64_t closed = 0;  // operations that all lanes have left

@@ -4,8 +4,8 @@
 
 #include "calls.h"
 #include "params.h"
-#include "ptx/launch.h"
-#include "ptx/number.h"
+#include <ptx/launch.h>
+#include <ptx/number.h>
 
 namespace instances {
 
@@ -40,12 +40,15 @@ inline int heads_in_cache(int64_t rows, int width) {
     return static_cast<int>(CACHE / (2 * 2 * rows * width)) + 1;
 }
 
-template <class Kernel>
-void launch_persistent(typename Kernel::Params& params, int64_t stream) {
-    const int total = params.tiling.total(), most = ptx::multiprocessors();
-    ptx::launch<Kernel>(params, total < most ? total : most, reinterpret_cast<ptx::Stream>(stream));
-}
-
 inline int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+
+// One block per multiprocessor, or per tile if there are fewer.
+template <class Kernel>
+void launch_persistent(const typename Kernel::Params& params, int64_t stream) {
+    const auto on = reinterpret_cast<ptx::Stream>(stream);
+    const int total = params.tiling.tiles * params.tiling.heads, most = ptx::multiprocessors();
+    if (total > most) ptx::set_zero(params.tiling.counter, sizeof(int), on);
+    ptx::launch<Kernel>(params, total < most ? total : most, on);
+}
 
 }  // namespace instances

@@ -43,8 +43,9 @@ void run(const SoftmaxBackwardCall& call) {
     params.padded_rows = padded;
     params.shape = shape;
     params.scores = scores_of(call.scores);
-    params.tiling = core::Tiling::make(ceil_div(shape.len_k, Kernel::KEYS), heads / shape.group,
-                                       heads_in_cache(static_cast<int64_t>(shape.len_q) * shape.group, WIDTH), false);
+    params.tiling = {ceil_div(shape.len_k, Kernel::KEYS), heads / shape.group,
+                     heads_in_cache(static_cast<int64_t>(shape.len_q) * shape.group, WIDTH), false,
+                     reinterpret_cast<int*>(call.counter)};
     launch_persistent<Kernel>(params, call.stream);
 
     BackwardQueryParams query;

@@ -16,9 +16,9 @@ void run(const SoftmaxForwardCall& call) {
     params.shape = shape_of(call.query, call.key);
     params.scores = scores_of(call.scores);
     const Shape& shape = params.shape;
-    params.tiling = core::Tiling::make(ceil_div(shape.len_q, Kernel::Query::ROWS), shape.batch * shape.heads,
-                                       shape.group * heads_in_cache(shape.len_k, Kernel::Key::WIDTH),
-                                       call.scores.right >= 0);
+    params.tiling = {ceil_div(shape.len_q, Kernel::Query::ROWS), shape.batch * shape.heads,
+                     shape.group * heads_in_cache(shape.len_k, Kernel::Key::WIDTH), call.scores.right >= 0,
+                     reinterpret_cast<int*>(call.counter)};
     launch_persistent<Kernel>(params, call.stream);
 }
 

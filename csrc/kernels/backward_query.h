@@ -2,8 +2,8 @@
 #pragma once
 #include "core/tile.h"
 #include "params.h"
-#include "ptx/launch.h"
-#include "ptx/memory.h"
+#include <ptx/launch.h>
+#include <ptx/memory.h>
 
 namespace kernels {
 

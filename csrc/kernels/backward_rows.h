@@ -2,10 +2,10 @@
 #pragma once
 #include "core/online_softmax.h"
 #include "params.h"
-#include "ptx/launch.h"
-#include "ptx/memory.h"
-#include "ptx/number.h"
-#include "ptx/shuffle.h"
+#include <ptx/launch.h>
+#include <ptx/memory.h>
+#include <ptx/number.h>
+#include <ptx/shuffle.h>
 
 namespace kernels {
 

@@ -9,11 +9,11 @@
 #include "core/schedule.h"
 #include "core/tile.h"
 #include "params.h"
-#include "ptx/fence.h"
-#include "ptx/launch.h"
-#include "ptx/memory.h"
-#include "ptx/named_barrier.h"
-#include "ptx/registers.h"
+#include <ptx/fence.h>
+#include <ptx/launch.h>
+#include <ptx/memory.h>
+#include <ptx/named_barrier.h>
+#include <ptx/registers.h>
 
 namespace kernels {
 
@@ -26,7 +26,7 @@ struct SoftmaxBackward {
     using Key = core::Tile<KEYS, Width>;
     using GradScores = core::Tile<KEYS, Rows>;
     static constexpr int threads = (GROUPS + 1) * ptx::WARPGROUP, blocks_per_multiprocessor = 1;
-    static constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
+    static constexpr int PRODUCER_REGISTERS = 24, CONSUMER_REGISTERS = 240;
 
     // The query's gradient is shared out in 64 x 64 squares: by rows, or by columns where there are only 64 rows.
     static_assert(Rows / 64 * Query::COLUMNS == GROUPS);
@@ -37,12 +37,16 @@ struct SoftmaxBackward {
     static constexpr int KEY = 0, VALUE = KEY + Key::BYTES;
     static constexpr int QUERIES = VALUE + Key::BYTES, GRAD_OUTPUTS = QUERIES + STAGES * Query::BYTES;
     static constexpr int GRAD_SCORES = GRAD_OUTPUTS + STAGES * Query::BYTES;
-    static constexpr int GRAD_QUERY = GRAD_SCORES + 2 * GradScores::BYTES;
+    static constexpr int GRAD_QUERY = GRAD_SCORES + STAGES * GradScores::BYTES;
     static constexpr int LSE = GRAD_QUERY + GROUPS * SQUARE_BYTES, ROW = LSE + STAGES * ROW_BYTES;
     static constexpr int KEY_RING = ROW + STAGES * ROW_BYTES;
     static constexpr int QUERY_RING = KEY_RING + core::RingBarriers<1>::BYTES;
     static constexpr int GRAD_OUTPUT_RING = QUERY_RING + core::RingBarriers<STAGES>::BYTES;
-    static constexpr int shared_bytes = GRAD_OUTPUT_RING + core::RingBarriers<STAGES>::BYTES;
+    static constexpr int NUMBER = GRAD_OUTPUT_RING + core::RingBarriers<STAGES>::BYTES;  // of the tile, with its keys
+    static constexpr int shared_bytes = NUMBER + 4;
+    // results leave through buffers that are free by then, so that the next keys can come in
+    static constexpr int GRAD_KEY = GRAD_SCORES, GRAD_VALUE = GRAD_QUERY;
+    static_assert(Key::BYTES <= STAGES * GradScores::BYTES && Key::BYTES <= GROUPS * SQUARE_BYTES);
 
     // named barriers
     static constexpr int ALL_CONSUMERS = 1, GROUP = 2;
@@ -55,8 +59,8 @@ struct SoftmaxBackward {
     static DEVICE void run(const Params& params) {
         SoftmaxBackward kernel{params};
         if (ptx::thread_index() == 0) {
-            kernel.key_ring.init(GROUPS);
-            kernel.query_ring.init(4 * GROUPS);  // a lane of each warp
+            kernel.key_ring.init(4 * GROUPS);  // a lane of each warp
+            kernel.query_ring.init(4 * GROUPS);
             kernel.grad_output_ring.init(4 * GROUPS);
             ptx::fence_barrier_init();
         }
@@ -77,7 +81,8 @@ struct SoftmaxBackward {
         core::Window window;
     };
 
-    DEVICE Work work_of(const core::Schedule& at) const {
+    DEVICE Work work_of(int number) const {
+        const core::Place at = params.tiling[number];
         const Shape& shape = params.shape;
         const int kv_heads = shape.heads / shape.group;
         Work work;
@@ -96,30 +101,40 @@ struct SoftmaxBackward {
         const Shape& shape = params.shape;
         core::Ring<1> key_stage;
         core::Ring<STAGES> stage;
-        for (core::Schedule at(params.tiling); at.next();) {
-            const Work work = work_of(at);
-            key_ring.begin_fill(key_stage, 2 * Key::BYTES);
+        int number = ptx::block_index();
+        while (number < params.tiling.total()) {
+            const Work work = work_of(number);
+            tell(key_stage, number, 2 * Key::BYTES);
+            number = params.tiling.next();
             Key::load(shared + KEY, params.key, key_ring.full(key_stage), work.keys.begin, work.kv_head, work.batch);
             Key::load(shared + VALUE, params.value, key_ring.full(key_stage), work.keys.begin, work.kv_head, work.batch);
             key_stage.next();
             for (int head = work.kv_head * shape.group; head < (work.kv_head + 1) * shape.group; ++head) {
-                const int64_t first = (static_cast<int64_t>(work.batch) * shape.heads + head) * params.padded_rows;
                 for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
                     const int row = block * Rows;
+                    const int64_t at = static_cast<int64_t>(work.batch * shape.heads + head) * params.padded_rows + row;
                     query_ring.begin_fill(stage, STAGE_BYTES);
                     Query::load(shared + QUERIES + stage.stage * Query::BYTES, params.query, query_ring.full(stage), row,
                                 head, work.batch);
-                    ptx::load_bytes(shared + LSE + stage.stage * ROW_BYTES, params.lse + first + row, ROW_BYTES,
+                    ptx::load_bytes(shared + LSE + stage.stage * ROW_BYTES, params.lse + at, ROW_BYTES,
                                     query_ring.full(stage));
                     grad_output_ring.begin_fill(stage, STAGE_BYTES);
                     Query::load(shared + GRAD_OUTPUTS + stage.stage * Query::BYTES, params.grad_output,
                                 grad_output_ring.full(stage), row, head, work.batch);
-                    ptx::load_bytes(shared + ROW + stage.stage * ROW_BYTES, params.row + first + row, ROW_BYTES,
+                    ptx::load_bytes(shared + ROW + stage.stage * ROW_BYTES, params.row + at, ROW_BYTES,
                                     grad_output_ring.full(stage));
                     stage.next();
                 }
             }
         }
+        tell(key_stage, number, 0);
+    }
+
+    // Which tile the next keys belong to; the last time, that there are none.
+    DEVICE void tell(const core::Ring<1>& stage, int number, int bytes) const {
+        key_ring.wait_empty(stage);
+        ptx::store_shared_int(shared + NUMBER, number);
+        key_ring.announce(stage, bytes);
     }
 
     DEVICE void consume(int group) const {
@@ -128,18 +143,20 @@ struct SoftmaxBackward {
         const bool first_thread = ptx::thread_index() % ptx::WARPGROUP == 0;
         core::Ring<1> key_stage;
         core::Ring<STAGES> stage;
-        core::Ring<2> grad_scores_stage;
-        for (core::Schedule at(params.tiling); at.next();) {
-            const Work work = work_of(at);
+        for (;; key_stage.next()) {
+            key_ring.wait_full(key_stage);
+            const int number = ptx::load_shared_int(shared + NUMBER);
+            if (number >= params.tiling.total()) break;
+            const Work work = work_of(number);
             float grad_key[Width / 2], grad_value[Width / 2];
             UNROLL
             for (int i = 0; i < Width / 2; ++i) grad_key[i] = grad_value[i] = 0;
-            key_ring.wait_full(key_stage);
+            wait_for_buffers(first_thread);  // that the last tile's results leave through
             for (int head = work.kv_head * shape.group; head < (work.kv_head + 1) * shape.group; ++head) {
                 for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
                     const uint32_t query = shared + QUERIES + stage.stage * Query::BYTES;
                     const uint32_t grad_output = shared + GRAD_OUTPUTS + stage.stage * Query::BYTES;
-                    const uint32_t grad_scores = shared + GRAD_SCORES + grad_scores_stage.stage * GradScores::BYTES;
+                    const uint32_t grad_scores = shared + GRAD_SCORES + stage.stage * GradScores::BYTES;
                     float scores[Rows / 2], grad_weights[Rows / 2];
                     uint32_t weights[Rows / 4], packed[Rows / 4];
 
@@ -207,29 +224,32 @@ struct SoftmaxBackward {
                     ptx::pin(grad_key);
                     if (ptx::lane_index() == 0) query_ring.release(stage);
                     stage.next();
-                    grad_scores_stage.next();
                 }
             }
             UNROLL
             for (int i = 0; i < Width / 2; ++i) grad_key[i] *= params.scores.scale;
-            ptx::named_barrier_sync(ALL_CONSUMERS, GROUPS * ptx::WARPGROUP);  // the others read this group's keys too
-            store(grad_key, shared + KEY, group);
-            store(grad_value, shared + VALUE, group);
+            if (ptx::lane_index() == 0) key_ring.release(key_stage);
+            wait_for_buffers(first_thread);  // that the last blocks used
+            store(grad_key, shared + GRAD_KEY, group);
+            store(grad_value, shared + GRAD_VALUE, group);
             ptx::fence_async();
             ptx::named_barrier_sync(GROUP + group, ptx::WARPGROUP);
             if (first_thread) {
                 const int key = work.keys.begin + group * 64;
                 if (key < shape.len_k) {
-                    Key::store(params.grad_key, shared + KEY, group * 64, key, work.kv_head, work.batch);
-                    Key::store(params.grad_value, shared + VALUE, group * 64, key, work.kv_head, work.batch);
+                    Key::store(params.grad_key, shared + GRAD_KEY, group * 64, key, work.kv_head, work.batch);
+                    Key::store(params.grad_value, shared + GRAD_VALUE, group * 64, key, work.kv_head, work.batch);
                 }
                 ptx::commit_stores();
-                ptx::wait_stores_read<0>();
-                key_ring.release(key_stage);
             }
-            key_stage.next();
         }
         if (first_thread) ptx::wait_stores<0>();
+    }
+
+    // Until nobody reads the buffers of the gradients of scores and queries any more.
+    DEVICE void wait_for_buffers(bool first_thread) const {
+        if (first_thread) ptx::wait_stores_read<0>();
+        ptx::named_barrier_sync(ALL_CONSUMERS, GROUPS * ptx::WARPGROUP);
     }
 
     DEVICE void mask(float (&scores)[Rows / 2], const Work& work, int block, int group) const {

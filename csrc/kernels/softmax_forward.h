@@ -10,11 +10,11 @@
 #include "core/tile.h"
 #include "core/turns.h"
 #include "params.h"
-#include "ptx/fence.h"
-#include "ptx/launch.h"
-#include "ptx/memory.h"
-#include "ptx/named_barrier.h"
-#include "ptx/registers.h"
+#include <ptx/fence.h>
+#include <ptx/launch.h>
+#include <ptx/memory.h>
+#include <ptx/named_barrier.h>
+#include <ptx/registers.h>
 
 namespace kernels {
 
@@ -26,14 +26,18 @@ struct SoftmaxForward {
     static constexpr const char* name = "softmax_forward";
     static constexpr int STAGES = 2, GROUPS = Rows / 64;
     static constexpr int threads = (GROUPS + 1) * ptx::WARPGROUP, blocks_per_multiprocessor = 1;
-    static constexpr int PRODUCER_REGISTERS = GROUPS == 2 ? 24 : 32, CONSUMER_REGISTERS = GROUPS == 2 ? 240 : 160;
+    static constexpr int PRODUCER_REGISTERS = GROUPS == 2 ? 40 : 32, CONSUMER_REGISTERS = GROUPS == 2 ? 232 : 160;
 
-    // shared memory, from its start
-    static constexpr int QUERY = 0, KEYS = QUERY + Query::BYTES, VALUES = KEYS + STAGES * Key::BYTES;
+    // shared memory, from its start; a second query where there is room, so that the next one is there in time
+    static constexpr int ROOM = ptx::SHARED_MEMORY - 2 * STAGES * Key::BYTES - 256;
+    static constexpr int QUERY_STAGES = 2 * Query::BYTES <= ROOM ? 2 : 1;
+    static constexpr int QUERIES = 0, KEYS = QUERIES + QUERY_STAGES * Query::BYTES;
+    static constexpr int VALUES = KEYS + STAGES * Key::BYTES;
     static constexpr int KEY_RING = VALUES + STAGES * Key::BYTES;
     static constexpr int VALUE_RING = KEY_RING + core::RingBarriers<STAGES>::BYTES;
     static constexpr int QUERY_RING = VALUE_RING + core::RingBarriers<STAGES>::BYTES;
-    static constexpr int shared_bytes = QUERY_RING + core::RingBarriers<1>::BYTES;
+    static constexpr int NUMBERS = QUERY_RING + core::RingBarriers<QUERY_STAGES>::BYTES;  // of tiles, with the queries
+    static constexpr int shared_bytes = NUMBERS + QUERY_STAGES * 4;
 
     // named barriers
     static constexpr int TURNS = 1, STORES = TURNS + GROUPS;
@@ -41,7 +45,7 @@ struct SoftmaxForward {
     const Params& params;
     uint32_t shared = ptx::shared_memory();
     core::RingBarriers<STAGES> key_ring{shared + KEY_RING}, value_ring{shared + VALUE_RING};
-    core::RingBarriers<1> query_ring{shared + QUERY_RING};
+    core::RingBarriers<QUERY_STAGES> query_ring{shared + QUERY_RING};
 
     static DEVICE void run(const Params& params) {
         SoftmaxForward kernel{params};
@@ -68,7 +72,8 @@ struct SoftmaxForward {
         core::Window window;
     };
 
-    DEVICE Work work_of(const core::Schedule& at) const {
+    DEVICE Work work_of(int number) const {
+        const core::Place at = params.tiling[number];
         const Shape& shape = params.shape;
         Work work;
         work.batch = at.head / shape.heads;
@@ -85,9 +90,10 @@ struct SoftmaxForward {
 
     DEVICE void produce() const {
         core::Ring<STAGES> key_stage, value_stage;
-        core::Ring<1> query_stage;
-        for (core::Schedule at(params.tiling); at.next();) {
-            const Work work = work_of(at);
+        core::Ring<QUERY_STAGES> query_stage;
+        int number = ptx::block_index();
+        while (number < params.tiling.total()) {
+            const Work work = work_of(number);
             const int kv_head = work.head / params.shape.group;
             auto load_key = [&](int block) {
                 key_ring.begin_fill(key_stage, Key::BYTES);
@@ -101,8 +107,9 @@ struct SoftmaxForward {
                           block * Keys, kv_head, work.batch);
                 value_stage.next();
             };
-            query_ring.begin_fill(query_stage, Query::BYTES);
-            Query::load(shared + QUERY, params.query, query_ring.full(query_stage), work.rows.begin, work.head,
+            tell(query_stage, number, Query::BYTES);
+            number = params.tiling.next();
+            Query::load(shared + QUERIES + query_stage.stage * Query::BYTES, params.query, query_ring.full(query_stage), work.rows.begin, work.head,
                         work.batch);
             query_stage.next();
             if (work.blocks.empty()) continue;
@@ -113,14 +120,26 @@ struct SoftmaxForward {
             }
             load_value(work.blocks.begin);
         }
+        tell(query_stage, number, 0);
+    }
+
+    // Which tile the next query belongs to; the last time, that there is none.
+    DEVICE void tell(const core::Ring<QUERY_STAGES>& stage, int number, int bytes) const {
+        query_ring.wait_empty(stage);
+        ptx::store_shared_int(shared + NUMBERS + 4 * stage.stage, number);
+        query_ring.announce(stage, bytes);
     }
 
     DEVICE void consume(int group) const {
         core::Ring<STAGES> key_stage, value_stage;
-        core::Ring<1> query_stage;
+        core::Ring<QUERY_STAGES> query_stage;
         core::Turns<GROUPS, TURNS> turns(group);
-        for (core::Schedule at(params.tiling); at.next();) {
-            const Work work = work_of(at);
+        for (;; query_stage.next()) {
+            query_ring.wait_full(query_stage);
+            const int number = ptx::load_shared_int(shared + NUMBERS + 4 * query_stage.stage);
+            if (number >= params.tiling.total()) break;
+            const Work work = work_of(number);
+            const uint32_t query = shared + QUERIES + query_stage.stage * Query::BYTES;
             const int row = work.rows.begin + group * 64 + core::fragment_row();
             core::OnlineSoftmax softmax{params.scores.scale * core::LOG2E};
             float output[Width / 2], scores[Keys / 2], shrink[2];
@@ -130,7 +149,7 @@ struct SoftmaxForward {
                 key_ring.wait_full(key_stage);
                 ptx::pin(scores);
                 ptx::products_fence();
-                core::multiply_rows<T, Query, Key>(scores, shared + QUERY, group * 64,
+                core::multiply_rows<T, Query, Key>(scores, query, group * 64,
                                                    shared + KEYS + key_stage.stage * Key::BYTES);
                 ptx::products_commit();
             };
@@ -148,7 +167,6 @@ struct SoftmaxForward {
 
             UNROLL
             for (int i = 0; i < Width / 2; ++i) output[i] = 0;
-            query_ring.wait_full(query_stage);
             if (!work.blocks.empty()) {
                 issue_scores();
                 ptx::products_wait<0>();
@@ -166,11 +184,11 @@ struct SoftmaxForward {
                     ptx::pin(scores);
                     release(key_ring, key_stage);
                     mask(scores, work, block, row);
-                    softmax.update(scores, shrink);
+                    const bool shrinks = softmax.update(scores, shrink);
                     ptx::products_wait<0>();
                     ptx::pin(output);
                     release(value_ring, value_stage);
-                    core::scale_rows(output, shrink);
+                    if (shrinks) core::scale_rows(output, shrink);
                     core::pack_all<T>(weights, scores);
                 }
                 issue_output(work.blocks.begin + 1 < work.blocks.end);
@@ -178,9 +196,8 @@ struct SoftmaxForward {
                 ptx::pin(output);
                 release(value_ring, value_stage);
             }
-            store(output, softmax, work, group, row);
+            store(output, softmax, work, query, group, row);
             if (ptx::thread_index() % ptx::WARPGROUP == 0) query_ring.release(query_stage);
-            query_stage.next();
         }
         if (group == 0) turns.wait();  // for the turn that nobody takes
         if (ptx::thread_index() % ptx::WARPGROUP == 0) ptx::wait_stores<0>();
@@ -202,18 +219,20 @@ struct SoftmaxForward {
 
     // Through the rows of the query's tile that only this warpgroup reads, and is done with. Returns when the
     // warpgroup's first thread may let the next query in.
-    DEVICE void store(float (&output)[Width / 2], core::OnlineSoftmax& softmax, const Work& work, int group, int row) const {
+    DEVICE void store(float (&output)[Width / 2], core::OnlineSoftmax& softmax, const Work& work, uint32_t query,
+                      int group, int row) const {
         float scale[2], lse[2];
         softmax.finish(scale, lse);
         core::scale_rows(output, scale);
         uint32_t packed[Width / 4];
         core::pack_all<T>(packed, output);
         const int first = work.rows.begin + group * 64;
-        core::store_packed<Query, Width>(shared + QUERY, group * 64, packed);
+        core::store_packed<Query, Width>(query, group * 64, packed);
         ptx::fence_async();
         ptx::named_barrier_sync(STORES + group, ptx::WARPGROUP);
         if (ptx::thread_index() % ptx::WARPGROUP == 0) {
-            if (first < params.shape.len_q) Query::store(params.output, shared + QUERY, group * 64, first, work.head, work.batch);
+            if (first < params.shape.len_q) 
+                Query::store(params.output, query, group * 64, first, work.head, work.batch);
             ptx::commit_stores();
             ptx::wait_stores_read<0>();
         }

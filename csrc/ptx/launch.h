@@ -2,6 +2,7 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -27,6 +28,10 @@ inline int multiprocessors() {
     check(cudaGetDevice(&device), "cudaGetDevice");
     check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
     return count;
+}
+
+inline void set_zero(void* pointer, int64_t bytes, Stream stream) {
+    check(cudaMemsetAsync(pointer, 0, bytes, stream), "cudaMemsetAsync");
 }
 
 template <class Kernel>

@@ -29,6 +29,16 @@ DEVICE void store_shared(uint32_t address, float value) {
     asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
 }
 
+DEVICE int load_shared_int(uint32_t address) {
+    int value;
+    asm volatile("ld.shared.s32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+    return value;
+}
+
+DEVICE void store_shared_int(uint32_t address, int value) {
+    asm volatile("st.shared.s32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+
 DEVICE void store_shared4(uint32_t address, float4 v) {
     asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
                  : "memory");
@@ -43,5 +53,8 @@ template <class T>
 DEVICE void store_global(T* pointer, T value) {
     *pointer = value;
 }
+
+// Adds to global memory as one step; returns what was there.
+DEVICE int fetch_add(int* pointer, int value) { return atomicAdd(pointer, value); }
 
 }  // namespace ptx

@@ -9,6 +9,7 @@ namespace ptx {
 
 constexpr int WARP = 32;
 constexpr int WARPGROUP = 128;
+constexpr int SHARED_MEMORY = 227 << 10;  // bytes that one block can have
 
 DEVICE int thread_index() { return threadIdx.x; }
 DEVICE int block_index() { return blockIdx.x; }

@@ -1,6 +1,10 @@
 // Runs a kernel: a struct with Params, `threads`, `shared_bytes`, `name`, and run(params) for one thread.
 #pragma once
+#include <cstdint>
+#include <cstring>
+
 #include "emulator/block.h"
+#include "emulator/global_memory.h"
 #include "emulator/options.h"
 
 namespace ptx {
@@ -8,6 +12,11 @@ namespace ptx {
 using Stream = void*;
 
 inline int multiprocessors() { return emulator::options().multiprocessors; }
+
+inline void set_zero(void* pointer, int64_t bytes, Stream) {
+    emulator::check_global_write(pointer, bytes, 1, "set_zero");
+    std::memset(pointer, 0, bytes);
+}
 
 // Returns when the kernel has run.
 template <class Kernel>

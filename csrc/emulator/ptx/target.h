@@ -1,6 +1,5 @@
 // Where the code runs: function qualifiers, indices, and the block's shared memory.
 #pragma once
-#include <cmath>
 #include <cstdint>
 
 #include "emulator/block.h"
@@ -22,6 +21,7 @@ namespace ptx {
 
 constexpr int WARP = 32;
 constexpr int WARPGROUP = 128;
+constexpr int SHARED_MEMORY = emulator::SharedMemory::MAX_BYTES;
 
 DEVICE int thread_index() { return emulator::running_block->scheduler.running(); }
 DEVICE int block_index() { return emulator::running_block->index; }
