@@ -93,8 +93,8 @@ void backward(const std::string& dtype, const Described& query, const Described&
 
 PYBIND11_MODULE(ATTNKERN_MODULE, module) {
     module.doc() = "Attention kernels for compute capability 9.0.";
-    py::class_<ScoreOptions>(module, "ScoreOptions", "scale; left, right (-1: unlimited); offset; address of offsets")
-        .def(py::init<float, int, int, int, int64_t>());
+    py::class_<ScoreOptions>(module, "ScoreOptions", "scale; left, right (-1: unlimited); offset")
+        .def(py::init<float, int, int, int>());
     module.def("softmax_forward", &forward);
     module.def("softmax_backward", &backward);
 }

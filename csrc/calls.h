@@ -12,7 +12,6 @@ struct Tensor {
 struct ScoreOptions {
     float scale;
     int left, right, offset;  // -1 is unlimited
-    int64_t offsets;          // address of one int64 per batch element, or 0
     bool windowed() const { return left >= 0 || right >= 0; }
 };
 

@@ -4,7 +4,6 @@
 
 #include "core/prior.h"
 #include "core/schedule.h"
-#include <ptx/memory.h>
 #include <ptx/tensor_map.h>
 
 struct Shape {
@@ -24,15 +23,8 @@ struct Rows {
 
 // Scores and where they may be.
 struct Scores {
-    float scale;                // natural units
+    float scale;  // natural units
     core::Window window;
-    const int64_t* offsets;     // one per batch element, or null: then window.offset holds for all
-
-    DEVICE core::Window window_of(int batch) const {
-        core::Window own = window;
-        if (offsets) own.offset = static_cast<int>(ptx::load_global(offsets + batch));
-        return own;
-    }
 };
 
 struct SoftmaxForwardParams {

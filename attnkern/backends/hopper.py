@@ -53,6 +53,7 @@ class Kernels:
             "it has no dropout": problem.dropout_p > 0,
             f"scale {problem.scale} is not positive": not problem.scale > 0,
             "sizes of 0": 0 in (problem.batch, problem.heads, problem.len_q, problem.len_k),
+            "it has no offsets that differ in a batch": problem.query_offset is None,
             "its gradients are summed in no fixed order, and torch.use_deterministic_algorithms is on": (
                 problem.requires_grad and torch.are_deterministic_algorithms_enabled()
             ),
@@ -64,14 +65,17 @@ class Kernels:
         query, key, value = (_copyable(tensor) for tensor in inputs[:3])
         output = new_output(query, value)
         lse = query.new_empty(output.shape[:-1], dtype=torch.float32)
+        begin, end = problem.key_range(0, problem.len_q)
+        if begin == end:
+            return output.zero_(), lse.fill_(float("-inf"))
         counter = query.new_empty(1, dtype=torch.int32)
         with _on(query):
             self._module.softmax_forward(
                 DTYPES[problem.dtype],
-                *(_described(tensor) for tensor in (query, key, value, output)),
+                *(_described(tensor) for tensor in (query, key[:, :, begin:end], value[:, :, begin:end], output)),
                 lse.data_ptr(),
                 counter.data_ptr(),
-                self._scores(problem, inputs),
+                self._scores(problem, begin),
                 _stream(query),
             )
         return output, lse
@@ -91,13 +95,20 @@ class Kernels:
         query, key, value = (_copyable(tensor) for tensor in inputs[:3])
         output = _copyable(output)
         grad_output = torch.zeros_like(output) if grad_output is None else _copyable(grad_output)
-        gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
+        grad_query, grad_key, grad_value = gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
+        begin, end = problem.key_range(0, problem.len_q)
+        for gradient in (grad_key, grad_value):  # of keys that no query looks at
+            gradient[:, :, :begin] = 0
+            gradient[:, :, end:] = 0
+        if begin == end:
+            return Gradients(grad_query.zero_(), grad_key, grad_value)
         rows = problem.batch * problem.heads * (-(-problem.len_q // QUERY_TILE) * QUERY_TILE)
         counter = query.new_empty(1, dtype=torch.int32)
         row_space = query.new_empty(2 * rows, dtype=torch.float32)
         query_space = query.new_zeros(rows * problem.head_dim, dtype=torch.float32)
         lse, row = lse.contiguous(), None if row is None else row.contiguous()
-        tensors = (query, key, value, output, grad_output, *gradients)
+        key, value, grad_key, grad_value = (t[:, :, begin:end] for t in (key, value, grad_key, grad_value))
+        tensors = (query, key, value, output, grad_output, grad_query, grad_key, grad_value)
         with _on(query):
             self._module.softmax_backward(
                 DTYPES[problem.dtype],
@@ -107,16 +118,18 @@ class Kernels:
                 counter.data_ptr(),
                 row_space.data_ptr(),
                 query_space.data_ptr(),
-                self._scores(problem, inputs),
+                self._scores(problem, begin),
                 _stream(query),
             )
         return Gradients(*gradients)
 
-    def _scores(self, problem: Problem, inputs: Inputs):
+    def _scores(self, problem: Problem, first_key: int):
+        """Where queries may look, counted from the first key that any of them may look at.
+
+        Keys outside of that are cut off: a kernel multiplies whatever lies in a tile by 0, also NaN.
+        """
         left, right = problem.band
-        offsets = inputs.offsets
-        address = 0 if offsets is None else offsets.data_ptr()
-        return self._module.ScoreOptions(problem.scale, left, right, problem.query_offset or 0, address)
+        return self._module.ScoreOptions(problem.scale, left, right, problem.query_offset - first_key)
 
 
 def _copyable(tensor: Tensor) -> Tensor:

@@ -64,11 +64,11 @@ struct OnlineSoftmax {
     }
 };
 
-// Multiplies the lane's two rows.
+// Multiplies the lane's two rows; a row times 0 is 0, whatever it holds.
 template <int Count>
 DEVICE void scale_rows(float (&values)[Count], const float (&factor)[2]) {
     UNROLL
-    for (int i = 0; i < Count; ++i) values[i] *= factor[i / 2 % 2];
+    for (int i = 0; i < Count; ++i) values[i] = factor[i / 2 % 2] == 0 ? 0.0f : values[i] * factor[i / 2 % 2];
 }
 
 }  // namespace core

@@ -26,7 +26,7 @@ void Barriers::init(uint32_t address, int arrivals) {
     barrier.initialised = block_.order.now(thread);
     barrier.expected = barrier.pending = arrivals;
     if (block_.checks) {
-        block_.shadow.write(address, BYTES, block_.order.clock(thread), barrier.initialised);
+        block_.shadow.write(address, BYTES, block_.order.clock(thread), barrier.initialised, false);
         block_.shadow.claim_barrier(address, BYTES);
     }
     block_.scheduler.step(16);
@@ -49,8 +49,8 @@ void Barriers::arrive(uint32_t address, int expected_bytes) {
     Barrier& barrier = find(address, "barrier_arrive");
     count(address, barrier, expected_bytes);
     if (barrier.pending == 0)
-        report(hazard::ARRIVALS, format("barrier 0x%x has all %d arrivals of its phase %u", address, barrier.expected,
-                                        barrier.phase));
+        report(hazard::ARRIVALS,
+               format("barrier 0x%x has all %d arrivals of its phase %u", address, barrier.expected, barrier.phase));
     if (block_.checks) block_.order.release(block_.scheduler.running(), barrier.arriving);
     --barrier.pending;
     complete_if_done(address, barrier);
@@ -60,8 +60,8 @@ void Barriers::arrive(uint32_t address, int expected_bytes) {
 void Barriers::count(uint32_t address, Barrier& barrier, int64_t bytes) {
     barrier.bytes += bytes;
     if (barrier.bytes > MAX_TX || barrier.bytes < -MAX_TX)
-        report(hazard::TX_COUNT, format("barrier 0x%x stands at %lld bytes", address,
-                                        static_cast<long long>(barrier.bytes)));
+        report(hazard::TX_COUNT,
+               format("barrier 0x%x stands at %lld bytes", address, static_cast<long long>(barrier.bytes)));
 }
 
 void Barriers::complete_if_done(uint32_t address, Barrier& barrier) {
@@ -96,8 +96,8 @@ Epoch Barriers::begin_copy(uint32_t address, int bytes) {
     const int owner = component_of(barrier.initialised);
     if (block_.checks && !fenced_between(block_.order.barrier_fences()[owner], barrier.initialised,
                                          block_.order.clock(block_.scheduler.running())))
-        report(hazard::BARRIER_FENCE, format("barrier 0x%x, initialised by warp %d lane %d", address, owner / 32,
-                                             owner % 32));
+        report(hazard::BARRIER_FENCE,
+               format("barrier 0x%x, initialised by warp %d lane %d", address, owner / 32, owner % 32));
     return epoch(barrier.component, barrier.phase + 1);
 }
 

@@ -34,9 +34,9 @@ class Barriers {
         int component;
         Epoch initialised;
         int expected, pending;
-        int64_t bytes = 0;  // expected and not yet landed, or below zero: landed and not yet expected
-        int64_t in_flight = 0;                // bytes of copies that were issued and have not landed
-        uint32_t phase = 0;                   // phases completed
+        int64_t bytes = 0;      // expected and not yet landed, or below zero: landed and not yet expected
+        int64_t in_flight = 0;  // bytes of copies that were issued and have not landed
+        uint32_t phase = 0;     // phases completed
         uint32_t last_copied = 0, waited = 0;  // phases that copies were issued for, and that a thread waited for
         VectorClock arriving, completed;
         Queue waiting;

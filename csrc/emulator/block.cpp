@@ -30,12 +30,10 @@ Block::Block(const Grid& grid, int index, bool checks, Random& random)
     };
     scheduler.explain = [this](const Wait& wait) -> std::string {
         const std::string operation = wait.operation;
-        if (operation == "barrier_wait")
-            return format(" parity %d of ", wait.detail) + barriers.describe(wait.address);
+        if (operation == "barrier_wait") return format(" parity %d of ", wait.detail) + barriers.describe(wait.address);
         if (operation == "named_barrier_sync" && wait.address != 0)
             return " " + named_barriers.describe(static_cast<int>(wait.address));
-        if (operation == "products_wait")
-            return products.describe_wait(static_cast<int>(wait.address), wait.detail);
+        if (operation == "products_wait") return products.describe_wait(static_cast<int>(wait.address), wait.detail);
         if (operation == "take_registers") return format("<%d> (%d are free)", wait.detail, registers.free());
         return "";
     };
@@ -55,7 +53,7 @@ void Block::before_write(uint32_t address, int bytes, const char* operation) {
     shared.check(address, bytes, bytes, operation);
     if (!checks) return;
     const int thread = scheduler.running();
-    shadow.write(address, bytes, order.clock(thread), order.now(thread));
+    shadow.write(address, bytes, order.clock(thread), order.now(thread), false);
 }
 
 }  // namespace emulator

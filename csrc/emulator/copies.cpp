@@ -45,7 +45,7 @@ void check_run(const void* pointer, int bytes, const char* operation) {
 void Copies::begin_load(uint32_t destination, int bytes, uint32_t barrier) {
     const Epoch copy = block_.barriers.begin_copy(barrier, bytes);
     if (block_.checks)
-        block_.shadow.write(destination, bytes, block_.order.clock(block_.scheduler.running()), copy);
+        block_.shadow.write(destination, bytes, block_.order.clock(block_.scheduler.running()), copy, true);
 }
 
 void Copies::load_tile(uint32_t destination, const Tensor& map, uint32_t barrier, const Place& place) {

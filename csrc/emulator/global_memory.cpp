@@ -22,8 +22,8 @@ std::map<uintptr_t, Range> ranges;  // by their first byte
 std::map<uintptr_t, Range>::iterator find(const void* pointer, size_t bytes, size_t alignment, const char* operation) {
     const auto first = reinterpret_cast<uintptr_t>(pointer);
     if (first % alignment != 0)
-        report(hazard::MISALIGNED, format("%s at global address %p, which is no multiple of %zu", operation, pointer,
-                                          alignment));
+        report(hazard::MISALIGNED,
+               format("%s at global address %p, which is no multiple of %zu", operation, pointer, alignment));
     if (ranges.empty()) return ranges.end();
     auto range = ranges.upper_bound(first);
     if (range != ranges.begin()) {

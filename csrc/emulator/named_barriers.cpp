@@ -23,8 +23,8 @@ std::shared_ptr<Round> NamedBarriers::warp_arrives(int number, int threads, cons
         barrier.round = std::make_shared<Round>();
     }
     if (barrier.expected != threads)
-        report(hazard::NAMED_BARRIER, format("barrier %d is used for %d threads while it collects %d", number, threads,
-                                             barrier.expected));
+        report(hazard::NAMED_BARRIER,
+               format("barrier %d is used for %d threads while it collects %d", number, threads, barrier.expected));
     std::shared_ptr<Round> round = barrier.round;
     if (block_.checks) round->clock.join(clock);
     barrier.arrived += 32;

@@ -37,8 +37,6 @@ inline uint16_t float_to_fp16(float value) {
     return bits;
 }
 
-inline float flush_subnormal(float value) {
-    return std::fabs(value) < 0x1p-126f ? std::copysign(0.0f, value) : value;
-}
+inline float flush_subnormal(float value) { return std::fabs(value) < 0x1p-126f ? std::copysign(0.0f, value) : value; }
 
 }  // namespace emulator

@@ -33,8 +33,9 @@ Operand::Operand(uint64_t descriptor, bool mn_major, int rows, const SharedMemor
     if (mn_major) {
         for (int depth = 0; depth < DEPTH; ++depth)
             for (int row = 0; row < rows; row += CHUNK_NUMBERS)
-                chunks_.push_back({swizzle(start + row / 64 * leading + depth / 8 * stride + depth % 8 * 128 +
-                                           row % 64 * 2), row, depth});
+                chunks_.push_back(
+                    {swizzle(start + row / 64 * leading + depth / 8 * stride + depth % 8 * 128 + row % 64 * 2), row,
+                     depth});
     } else {
         for (int row = 0; row < rows; ++row)
             for (int depth = 0; depth < DEPTH; depth += CHUNK_NUMBERS)

@@ -10,7 +10,7 @@ namespace emulator {
 
 enum class Type { BF16, FP16 };
 
-constexpr int DEPTH = 16;      // of one product: the length of the dimension that is summed over
+constexpr int DEPTH = 16;  // of one product: the length of the dimension that is summed over
 constexpr int CHUNK_BYTES = 16;
 
 // A tile of `rows` (of M or N) x DEPTH numbers.

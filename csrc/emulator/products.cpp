@@ -11,15 +11,6 @@ namespace emulator {
 
 namespace {
 
-// A NaN that no arithmetic makes.
-constexpr uint32_t MARK = 0x7fedcba9;
-
-constexpr size_t SEEN = 64;
-
-// Where lane's register i of an accumulator sits in the matrix.
-int fragment_row(int lane, int i) { return lane / 32 * 16 + lane % 32 / 4 + i / 2 % 2 * 8; }
-int fragment_column(int lane, int i) { return i / 4 * 8 + lane % 4 * 2 + i % 2; }
-
 bool same(const ProductShape& x, const ProductShape& y) {
     return x.type == y.type && x.columns == y.columns && x.a_in_registers == y.a_in_registers &&
            x.a_mn_major == y.a_mn_major && x.b_mn_major == y.b_mn_major;
@@ -82,22 +73,19 @@ void Products::issue(const ProductShape& shape, float* d, uint64_t a, const uint
     lane.unwaited.push_back({d, shape.columns, lane.committed});
     lane.open = true;
     Step& step = reach(group, Kind::PRODUCT, 0);
-    if (step.product == nullptr) {
-        step.product = begin(group, shape, d, a, b, accumulate);
-        step.product->captures = step.product->d->registers[index] == nullptr;
-    }
+    if (step.product == nullptr) step.product = begin(group, shape, d, a, b, accumulate);
     Product& product = *step.product;
     if (!same(product.shape, shape) || product.b != b || product.accumulate != accumulate ||
         (!shape.a_in_registers && product.a != a))
         report(hazard::DIVERGENT_PRODUCT, "lanes of the warpgroup issue it with other descriptors");
     if (product.captures) {
-        if (block_.checks && accumulate) check_fenced(lane, d, shape.columns / 2 * sizeof(float));
-        capture(product, index, d);
+        if (block_.checks && accumulate) lane.registers.check(d, shape.columns / 2 * sizeof(float));
+        product.d->capture(index, d);
     }
-    if (product.d->registers[index] != d)
+    if (!product.d->is(index, d, shape.columns))
         report(hazard::DIVERGENT_PRODUCT, "lanes of the warpgroup issue it on other accumulators");
     if (shape.a_in_registers) {
-        if (block_.checks) check_fenced(lane, a_registers, 4 * sizeof(uint32_t));
+        if (block_.checks) lane.registers.check(a_registers, 4 * sizeof(uint32_t));
         product.fragments[index] = a_registers;
         std::memcpy(product.fragments_at_issue[index], a_registers, sizeof(product.fragments_at_issue[index]));
     }
@@ -125,39 +113,18 @@ std::unique_ptr<Products::Product> Products::begin(Warpgroup& group, const Produ
     if (!shape.a_in_registers) product->operands.emplace_back(a, shape.a_mn_major, ROWS, block_.shared);
     product->d = in_flight(group, block_.scheduler.running() % LANES, d, shape.columns);
     if (product->d == nullptr) {
-        group.accumulators.push_back(std::make_unique<Accumulator>());
+        group.accumulators.push_back(std::make_unique<Accumulator>(shape.columns));
         product->d = group.accumulators.back().get();
-        product->d->columns = shape.columns;
-        product->d->matrix.resize(ROWS * shape.columns);
+        product->captures = true;
     }
     ++product->d->in_flight;
     return product;
 }
 
-Products::Accumulator* Products::in_flight(Warpgroup& group, int lane, const float* d, int columns) {
+Accumulator* Products::in_flight(Warpgroup& group, int lane, const float* d, int columns) {
     for (const auto& accumulator : group.accumulators)
-        if (accumulator->registers[lane] == d && accumulator->columns == columns) return accumulator.get();
+        if (accumulator->is(lane, d, columns)) return accumulator.get();
     return nullptr;
-}
-
-void Products::capture(Product& product, int lane, float* d) {
-    Accumulator& accumulator = *product.d;
-    accumulator.registers[lane] = d;
-    for (int i = 0; i < accumulator.columns / 2; ++i) {
-        accumulator.matrix[fragment_row(lane, i) * accumulator.columns + fragment_column(lane, i)] = d[i];
-        std::memcpy(&d[i], &MARK, sizeof(MARK));
-    }
-}
-
-void Products::check_fenced(Lane& lane, const void* registers, size_t bytes) const {
-    for (const Seen& seen : lane.seen) {
-        if (seen.registers != registers || seen.bytes != bytes) continue;
-        if (!seen.at_fence.empty() && std::memcmp(registers, seen.at_fence.data(), bytes) != 0)
-            report(hazard::PRODUCTS_FENCE, "registers were written after the fence");
-        return;
-    }
-    lane.seen.push_back({registers, bytes, {}});
-    if (lane.seen.size() > SEEN) lane.seen.pop_front();
 }
 
 // From the issue by a warp's first lane on, nobody may overwrite what the warp reads.
@@ -188,14 +155,10 @@ void Products::fence() {
     Warpgroup& group = running_group();
     Lane& lane = group.lanes[block_.scheduler.running() % LANES];
     lane.fenced = true;
-    for (Seen& seen : lane.seen) {
-        const auto* bytes = static_cast<const unsigned char*>(seen.registers);
-        const auto holds = [&seen](const Issued& issued) { return issued.d == seen.registers; };
-        if (std::any_of(lane.unwaited.begin(), lane.unwaited.end(), holds))
-            seen.at_fence.clear();
-        else
-            seen.at_fence.assign(bytes, bytes + seen.bytes);
-    }
+    lane.registers.fence([&lane](const void* registers) {
+        return std::any_of(lane.unwaited.begin(), lane.unwaited.end(),
+                           [registers](const Issued& issued) { return issued.d == registers; });
+    });
     pass(group, reach(group, Kind::FENCE, 0));
     block_.scheduler.step(4);
 }
@@ -229,7 +192,11 @@ void Products::wait(int pending) {
 void Products::execute_next(Warpgroup& group) {
     for (const auto& product : group.groups.front()) execute(*product);
     for (const auto& product : group.groups.front())
-        if (--product->d->in_flight == 0) land(group, *product->d);
+        if (--product->d->in_flight == 0) product->d->land(block_.checks);
+    auto& accumulators = group.accumulators;
+    accumulators.erase(std::remove_if(accumulators.begin(), accumulators.end(),
+                                      [](const auto& accumulator) { return accumulator->in_flight == 0; }),
+                       accumulators.end());
     group.groups.pop_front();
     ++group.executed;
     block_.scheduler.wake(group.waiting);
@@ -256,30 +223,15 @@ void Products::execute(Product& product) {
     } else {
         product.operands[1].gather(block_.shared, product.shape.type, a, DEPTH, 1);
     }
-    if (!product.accumulate) std::fill(product.d->matrix.begin(), product.d->matrix.end(), 0.0f);
-    multiply(product.d->matrix.data(), a, b, columns);
-}
-
-// The last product in flight on an accumulator is done: its lanes get their registers back.
-void Products::land(Warpgroup& group, Accumulator& accumulator) {
-    for (int lane = 0; lane < LANES; ++lane) {
-        float* d = accumulator.registers[lane];
-        for (int i = 0; i < accumulator.columns / 2; ++i) {
-            if (block_.checks && std::memcmp(&d[i], &MARK, sizeof(MARK)) != 0)
-                report(hazard::ACCUMULATOR_MODIFIED, format("of lane %d of warpgroup %d", lane, group.number));
-            d[i] = accumulator.matrix[fragment_row(lane, i) * accumulator.columns + fragment_column(lane, i)];
-        }
-    }
-    const auto gone = std::find_if(group.accumulators.begin(), group.accumulators.end(),
-                                   [&accumulator](const auto& other) { return other.get() == &accumulator; });
-    group.accumulators.erase(gone);
+    std::vector<float>& matrix = product.d->matrix();
+    if (!product.accumulate) std::fill(matrix.begin(), matrix.end(), 0.0f);
+    multiply(matrix.data(), a, b, columns);
 }
 
 void Products::end_thread(int thread) {
     if (static_cast<size_t>(thread / LANES) >= warpgroups_.size()) return;
     const Lane& lane = warpgroups_[thread / LANES].lanes[thread % LANES];
-    if (lane.open || lane.waited < lane.committed)
-        report(hazard::UNFINISHED, "products are under way");
+    if (lane.open || lane.waited < lane.committed) report(hazard::UNFINISHED, "products are under way");
 }
 
 std::string Products::describe_wait(int warpgroup, int pending) const {

@@ -5,7 +5,9 @@
 #include <memory>
 #include <vector>
 
+#include "emulator/accumulator.h"
 #include "emulator/clock.h"
+#include "emulator/fenced_registers.h"
 #include "emulator/operand.h"
 #include "emulator/scheduler.h"
 
@@ -36,27 +38,18 @@ class Products {
     std::string describe_wait(int warpgroup, int pending) const;
 
   private:
-    static constexpr int LANES = 128;
-    static constexpr int ROWS = 64;
-
-    // D of products in flight. The lanes' registers hold a mark meanwhile, so that reading them early shows.
-    struct Accumulator {
-        int columns;
-        int in_flight = 0;               // products
-        float* registers[LANES] = {};
-        std::vector<float> matrix;       // ROWS x columns
-    };
+    static constexpr int LANES = Accumulator::LANES, ROWS = Accumulator::ROWS;
 
     struct Product {
         ProductShape shape;
         uint64_t a, b;
         bool accumulate;
         Accumulator* d;
-        bool captures;                   // the lanes' old registers are D; otherwise an earlier product's result is
-        std::vector<Operand> operands;   // in shared memory: B, then A
+        bool captures = false;          // the lanes' old registers are D; otherwise an earlier product's result is
+        std::vector<Operand> operands;  // in shared memory: B, then A
         const uint32_t* fragments[LANES] = {};
         uint32_t fragments_at_issue[LANES][4];
-        VectorClock warp_clocks[4];      // what all lanes of the warp knew; empty before its first lane comes
+        VectorClock warp_clocks[4];  // what all lanes of the warp knew; empty before its first lane comes
     };
 
     enum class Kind { PRODUCT, FENCE, COMMIT, WAIT };
@@ -74,31 +67,24 @@ class Products {
         int columns, group;
     };
 
-    // Registers that products have used, and what they held at the last fence; empty when products held them then.
-    struct Seen {
-        const void* registers;
-        size_t bytes;
-        std::vector<unsigned char> at_fence;
-    };
-
     struct Lane {
         uint64_t steps = 0;
-        int committed = 0, waited = 0;   // groups
+        int committed = 0, waited = 0;  // groups
         std::vector<Issued> unwaited;
-        std::deque<Seen> seen;           // the latest ones
-        bool open = false;               // products since the last commit
-        bool fenced = false;             // since the last wait
+        FencedRegisters registers;
+        bool open = false;    // products since the last commit
+        bool fenced = false;  // since the last wait
     };
 
     struct Warpgroup {
         int number;
         int component;
         std::deque<Step> steps;
-        uint64_t closed = 0;             // steps that all lanes have passed
-        std::vector<std::unique_ptr<Product>> collected;              // by all lanes, for the group to come
-        std::deque<std::vector<std::unique_ptr<Product>>> groups;     // committed, not executed
-        int executed = 0;                // groups
-        std::vector<std::unique_ptr<Accumulator>> accumulators;       // in flight
+        uint64_t closed = 0;                                       // steps that all lanes have passed
+        std::vector<std::unique_ptr<Product>> collected;           // by all lanes, for the group to come
+        std::deque<std::vector<std::unique_ptr<Product>>> groups;  // committed, not executed
+        int executed = 0;                                          // groups
+        std::vector<std::unique_ptr<Accumulator>> accumulators;    // in flight
         Queue waiting;
         Lane lanes[LANES];
     };
@@ -110,15 +96,11 @@ class Products {
     std::unique_ptr<Product> begin(Warpgroup& group, const ProductShape& shape, float* d, uint64_t a, uint64_t b,
                                    bool accumulate);
     Accumulator* in_flight(Warpgroup& group, int lane, const float* d, int columns);
-    void capture(Product& product, int lane, float* d);
-    // Reports when registers that a product is to read were written after the last fence.
-    void check_fenced(Lane& lane, const void* registers, size_t bytes) const;
     // A warp reads its own rows of A, and all of B.
     void mark_operands(const Product& product, int warp, Epoch reader);
     void check_operands(const Product& product) const;
     void execute_next(Warpgroup& group);
     void execute(Product& product);
-    void land(Warpgroup& group, Accumulator& accumulator);
 
     Block& block_;
     std::vector<Warpgroup> warpgroups_;

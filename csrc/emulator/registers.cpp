@@ -16,8 +16,7 @@ constexpr int LEAST = 24, MOST = 256;
 
 }  // namespace
 
-RegisterPool::RegisterPool(Block& block, int threads, int blocks_per_multiprocessor)
-    : block_(block), passed_(threads) {
+RegisterPool::RegisterPool(Block& block, int threads, int blocks_per_multiprocessor) : block_(block), passed_(threads) {
     // The compiler may use as many registers as launch_bounds allows, and that is what a launch reserves.
     const int most = std::min(MULTIPROCESSOR_REGISTERS / (threads * blocks_per_multiprocessor), MAX_LAUNCH_REGISTERS);
     const int at_launch = most == MAX_LAUNCH_REGISTERS ? MOST : most / UNIT * UNIT;

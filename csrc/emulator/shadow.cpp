@@ -17,12 +17,15 @@ void Shadow::check_read(uint32_t address, int bytes, const VectorClock& clock, b
         const Epoch write = at(address + i)->write;
         if (write == good && write != 0) continue;
         if (write == 0 || !clock.covers(write)) report_read(address + i, write);
-        if (asynchronous && components_.actor(write) == Actor::THREAD &&
-            !fenced_between(fences_[components_.id(write)], write, clock))
-            report(hazard::PROXY_FENCE, format("shared address 0x%x, written by %s", address + i,
-                                               components_.describe(write).c_str()));
+        if (asynchronous) check_fence(address + i, write, clock);
         good = write;
     }
+}
+
+void Shadow::check_fence(uint32_t address, Epoch write, const VectorClock& clock) const {
+    if (components_.actor(write) == Actor::THREAD && !fenced_between(fences_[components_.id(write)], write, clock))
+        report(hazard::PROXY_FENCE,
+               format("shared address 0x%x, written by %s", address, components_.describe(write).c_str()));
 }
 
 void Shadow::mark_read(uint32_t address, int bytes, Epoch reader, const VectorClock& clock) {
@@ -59,7 +62,7 @@ void Shadow::add_overflow(Granule& granule, Epoch reader, const VectorClock& clo
     readers.push_back(reader);
 }
 
-void Shadow::write(uint32_t address, int bytes, const VectorClock& clock, Epoch writer) {
+void Shadow::write(uint32_t address, int bytes, const VectorClock& clock, Epoch writer, bool asynchronous) {
     for (int i = 0; i < bytes; i += GRANULE) {
         Granule& granule = *at(address + i);
         for (Epoch read : granule.reads)
@@ -71,6 +74,7 @@ void Shadow::write(uint32_t address, int bytes, const VectorClock& clock, Epoch 
             free_.push_back(granule.more);
         }
         if (granule.write != 0 && !clock.covers(granule.write)) report_write(address + i, granule.write, false);
+        if (asynchronous && granule.write != 0) check_fence(address + i, granule.write, clock);
         granule = Granule();
         granule.write = writer;
     }

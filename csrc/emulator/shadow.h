@@ -28,8 +28,9 @@ class Shadow {
 
     void mark_read(uint32_t address, int bytes, Epoch reader, const VectorClock& clock);
 
-    // Reports unless the clock covers the last write and every read since, then remembers the writer.
-    void write(uint32_t address, int bytes, const VectorClock& clock, Epoch writer);
+    // Reports unless the clock covers the last write and every read since, then remembers the writer. The copy
+    // engine also needs the fence of the thread that wrote last.
+    void write(uint32_t address, int bytes, const VectorClock& clock, Epoch writer, bool asynchronous);
 
     // From now on ordinary accesses to these bytes are reported.
     void claim_barrier(uint32_t address, int bytes);
@@ -45,6 +46,7 @@ class Shadow {
 
     Granule* at(uint32_t address) { return &granules_[(address - base_) / GRANULE]; }
     const Granule* at(uint32_t address) const { return &granules_[(address - base_) / GRANULE]; }
+    void check_fence(uint32_t address, Epoch write, const VectorClock& clock) const;
     void add_overflow(Granule& granule, Epoch reader, const VectorClock& clock);
     [[noreturn]] void report_read(uint32_t address, Epoch write) const;
     [[noreturn]] void report_write(uint32_t address, Epoch other, bool other_reads) const;

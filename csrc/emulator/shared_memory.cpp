@@ -9,8 +9,8 @@ void SharedMemory::check(uint32_t address, int bytes, int alignment, const char*
         report(hazard::OUT_OF_BOUNDS, format("%s of %d bytes at shared address 0x%x; the block has 0x%x to 0x%x",
                                              operation, bytes, address, BASE, BASE + bytes_));
     if (address % alignment != 0)
-        report(hazard::MISALIGNED, format("%s at shared address 0x%x, which is no multiple of %d", operation, address,
-                                          alignment));
+        report(hazard::MISALIGNED,
+               format("%s at shared address 0x%x, which is no multiple of %d", operation, address, alignment));
 }
 
 }  // namespace emulator

@@ -30,8 +30,7 @@ inline Shape shape_of(const Tensor& query, const Tensor& key) {
 
 inline Scores scores_of(const ScoreOptions& options) {
     const auto far = [](int side) { return side < 0 ? core::Window::FAR : side; };
-    return {options.scale, {far(options.left), far(options.right), options.offset},
-            reinterpret_cast<const int64_t*>(options.offsets)};
+    return {options.scale, {far(options.left), far(options.right), options.offset}};
 }
 
 // Heads whose two tensors of `rows` rows fit in a good part of the second-level cache.

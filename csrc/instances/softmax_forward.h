@@ -27,7 +27,7 @@ void run(const SoftmaxForwardCall& call) {
 template <class T, int Width>
 void softmax_forward(const SoftmaxForwardCall& call) {
     constexpr int ROWS = Width <= 64 ? 192 : 128;
-    constexpr int KEYS = Width <= 128 ? 128 : 64, DENSE_KEYS = Width <= 96 ? 128 : Width <= 128 ? 176 : 80;
+    constexpr int KEYS = Width <= 128 ? 128 : 64, DENSE_KEYS = Width <= 96 ? 128 : Width <= 128 ? 160 : 80;
     if (call.scores.windowed())
         instances::run<kernels::SoftmaxForward<T, Width, ROWS, KEYS, true>, T>(call);
     else

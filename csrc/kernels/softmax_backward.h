@@ -78,7 +78,6 @@ struct SoftmaxBackward {
     struct Work {
         int batch, kv_head;
         core::Range keys, blocks;
-        core::Window window;
     };
 
     DEVICE Work work_of(int number) const {
@@ -90,10 +89,8 @@ struct SoftmaxBackward {
         work.kv_head = at.head % kv_heads;
         work.keys = {at.tile * KEYS, at.tile * KEYS + KEYS};
         work.blocks = {0, (shape.len_q + Rows - 1) / Rows};
-        if constexpr (Windowed) {
-            work.window = params.scores.window_of(work.batch);
-            work.blocks = work.window.query_blocks(work.keys, Rows, shape.len_q);
-        }
+        if constexpr (Windowed)
+            work.blocks = params.scores.window.query_blocks(work.keys, Rows, shape.len_q);
         return work;
     }
 
@@ -256,14 +253,14 @@ struct SoftmaxBackward {
         const Shape& shape = params.shape;
         const core::Range rows = {block * Rows, block * Rows + Rows};
         bool whole = work.keys.end <= shape.len_k;
-        if constexpr (Windowed) whole = whole && work.window.covers(rows, work.keys);
+        if constexpr (Windowed) whole = whole && params.scores.window.covers(rows, work.keys);
         if (whole) return;
         core::Range ranges[2];
         UNROLL
         for (int i = 0; i < 2; ++i) {
             const int key = work.keys.begin + group * 64 + core::fragment_row() + 8 * i;
             ranges[i] = {0, shape.len_q};
-            if constexpr (Windowed) ranges[i] = work.window.rows_of(key, shape.len_q);
+            if constexpr (Windowed) ranges[i] = params.scores.window.rows_of(key, shape.len_q);
             if (key >= shape.len_k) ranges[i].end = 0;
         }
         core::mask_outside(scores, ranges, rows.begin + core::fragment_column());

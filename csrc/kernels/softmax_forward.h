@@ -65,25 +65,27 @@ struct SoftmaxForward {
         }
     }
 
-    // One tile of queries, and the blocks of keys that it looks at.
+    // One tile of queries, and the blocks of keys that it looks at. After the last tile comes one that does not exist:
+    // the matrix unit is fed as for the others, and nobody looks at the result.
     struct Work {
+        bool exists;
         int batch, head;
         core::Range rows, blocks;
-        core::Window window;
     };
 
     DEVICE Work work_of(int number) const {
-        const core::Place at = params.tiling[number];
         const Shape& shape = params.shape;
         Work work;
+        work.exists = number < params.tiling.total();
+        const core::Place at = params.tiling[work.exists ? number : 0];
         work.batch = at.head / shape.heads;
         work.head = at.head % shape.heads;
         const int end = at.tile * Rows + Rows;
         work.rows = {at.tile * Rows, end < shape.len_q ? end : shape.len_q};
         work.blocks = {0, (shape.len_k + Keys - 1) / Keys};
         if constexpr (Windowed) {
-            work.window = params.scores.window_of(work.batch);
-            work.blocks = work.window.key_blocks(work.rows, Keys, shape.len_k);
+            work.blocks = params.scores.window.key_blocks(work.rows, Keys, shape.len_k);
+            if (work.blocks.empty()) ++work.blocks.end;  // all of whose keys are hidden
         }
         return work;
     }
@@ -91,8 +93,7 @@ struct SoftmaxForward {
     DEVICE void produce() const {
         core::Ring<STAGES> key_stage, value_stage;
         core::Ring<QUERY_STAGES> query_stage;
-        int number = ptx::block_index();
-        while (number < params.tiling.total()) {
+        for (int number = ptx::block_index();;) {
             const Work work = work_of(number);
             const int kv_head = work.head / params.shape.group;
             auto load_key = [&](int block) {
@@ -107,108 +108,126 @@ struct SoftmaxForward {
                           block * Keys, kv_head, work.batch);
                 value_stage.next();
             };
-            tell(query_stage, number, Query::BYTES);
-            number = params.tiling.next();
-            Query::load(shared + QUERIES + query_stage.stage * Query::BYTES, params.query, query_ring.full(query_stage), work.rows.begin, work.head,
-                        work.batch);
+            query_ring.wait_empty(query_stage);
+            ptx::store_shared_int(shared + NUMBERS + 4 * query_stage.stage, number);
+            query_ring.announce(query_stage, Query::BYTES);
+            Query::load(shared + QUERIES + query_stage.stage * Query::BYTES, params.query,
+                        query_ring.full(query_stage), work.rows.begin, work.head, work.batch);
             query_stage.next();
-            if (work.blocks.empty()) continue;
             load_key(work.blocks.end - 1);
+            if (!work.exists) break;
+            number = params.tiling.next();
             for (int block = work.blocks.end - 2; block >= work.blocks.begin; --block) {
                 load_key(block);
                 load_value(block + 1);
             }
             load_value(work.blocks.begin);
         }
-        tell(query_stage, number, 0);
     }
 
-    // Which tile the next query belongs to; the last time, that there is none.
-    DEVICE void tell(const core::Ring<QUERY_STAGES>& stage, int number, int bytes) const {
-        query_ring.wait_empty(stage);
-        ptx::store_shared_int(shared + NUMBERS + 4 * stage.stage, number);
-        query_ring.announce(stage, bytes);
+    // Waits for a query, to learn its tile.
+    DEVICE Work meet(const core::Ring<QUERY_STAGES>& stage) const {
+        query_ring.wait_full(stage);
+        return work_of(ptx::load_shared_int(shared + NUMBERS + 4 * stage.stage));
     }
 
     DEVICE void consume(int group) const {
+        const bool first_thread = ptx::thread_index() % ptx::WARPGROUP == 0;
         core::Ring<STAGES> key_stage, value_stage;
-        core::Ring<QUERY_STAGES> query_stage;
+        core::Ring<QUERY_STAGES> query_stage, leaving;  // `leaving`: whose output is on its way out
+        bool leaves = false;
         core::Turns<GROUPS, TURNS> turns(group);
-        for (;; query_stage.next()) {
-            query_ring.wait_full(query_stage);
-            const int number = ptx::load_shared_int(shared + NUMBERS + 4 * query_stage.stage);
-            if (number >= params.tiling.total()) break;
-            const Work work = work_of(number);
-            const uint32_t query = shared + QUERIES + query_stage.stage * Query::BYTES;
-            const int row = work.rows.begin + group * 64 + core::fragment_row();
+        float output[Width / 2], scores[Keys / 2], shrink[2];
+        uint32_t weights[Keys / 4];
+
+        auto issue_scores = [&] {
+            key_ring.wait_full(key_stage);
+            ptx::pin(scores);
+            ptx::products_fence();
+            core::multiply_rows<T, Query, Key>(scores, shared + QUERIES + query_stage.stage * Query::BYTES, group * 64,
+                                               shared + KEYS + key_stage.stage * Key::BYTES);
+            ptx::products_commit();
+        };
+        auto issue_output = [&](int accumulate) {
+            value_ring.wait_full(value_stage);
+            ptx::pin(output);
+            ptx::products_fence();
+            core::multiply_packed<T, Key>(output, weights, shared + VALUES + value_stage.stage * Key::BYTES, accumulate);
+            ptx::products_commit();
+        };
+        auto release = [&](const core::RingBarriers<STAGES>& ring, core::Ring<STAGES>& stage) {
+            if (ptx::lane_index() == 0) ring.release(stage);
+            stage.next();
+        };
+        auto let_go = [&] {  // of the query whose output has left
+            if (leaves && first_thread) {
+                ptx::wait_stores_read<0>();
+                query_ring.release(leaving);
+            }
+        };
+
+        Work work = meet(query_stage);  // a block always has one
+        issue_scores();
+        for (;;) {
+            const Work now = work;
+            const int row = now.rows.begin + group * 64 + core::fragment_row();
             core::OnlineSoftmax softmax{params.scores.scale * core::LOG2E};
-            float output[Width / 2], scores[Keys / 2], shrink[2];
-            uint32_t weights[Keys / 4];
-
-            auto issue_scores = [&] {
-                key_ring.wait_full(key_stage);
-                ptx::pin(scores);
-                ptx::products_fence();
-                core::multiply_rows<T, Query, Key>(scores, query, group * 64,
-                                                   shared + KEYS + key_stage.stage * Key::BYTES);
-                ptx::products_commit();
-            };
-            auto issue_output = [&](int accumulate) {
-                value_ring.wait_full(value_stage);
-                ptx::pin(output);
-                ptx::products_fence();
-                core::multiply_packed<T, Key>(output, weights, shared + VALUES + value_stage.stage * Key::BYTES, accumulate);
-                ptx::products_commit();
-            };
-            auto release = [&](const core::RingBarriers<STAGES>& ring, core::Ring<STAGES>& stage) {
-                if (ptx::lane_index() == 0) ring.release(stage);
-                stage.next();
-            };
-
-            UNROLL
-            for (int i = 0; i < Width / 2; ++i) output[i] = 0;
-            if (!work.blocks.empty()) {
+            ptx::products_wait<0>();
+            ptx::pin(scores);
+            release(key_ring, key_stage);
+            mask(scores, now, now.blocks.end - 1, row);
+            softmax.update(scores, shrink);
+            core::pack_all<T>(weights, scores);
+            if constexpr (QUERY_STAGES > 1) let_go();
+            for (int block = now.blocks.end - 2; block >= now.blocks.begin; --block) {
+                turns.wait();
                 issue_scores();
-                ptx::products_wait<0>();
+                issue_output(block + 2 < now.blocks.end);
+                turns.pass();
+                ptx::products_wait<1>();
                 ptx::pin(scores);
                 release(key_ring, key_stage);
-                mask(scores, work, work.blocks.end - 1, row);
-                softmax.update(scores, shrink);
-                core::pack_all<T>(weights, scores);
-                for (int block = work.blocks.end - 2; block >= work.blocks.begin; --block) {
-                    turns.wait();
-                    issue_scores();
-                    issue_output(block + 2 < work.blocks.end);
-                    turns.pass();
-                    ptx::products_wait<1>();
-                    ptx::pin(scores);
-                    release(key_ring, key_stage);
-                    mask(scores, work, block, row);
-                    const bool shrinks = softmax.update(scores, shrink);
-                    ptx::products_wait<0>();
-                    ptx::pin(output);
-                    release(value_ring, value_stage);
-                    if (shrinks) core::scale_rows(output, shrink);
-                    core::pack_all<T>(weights, scores);
-                }
-                issue_output(work.blocks.begin + 1 < work.blocks.end);
+                mask(scores, now, block, row);
+                const bool shrinks = softmax.update(scores, shrink);
                 ptx::products_wait<0>();
                 ptx::pin(output);
                 release(value_ring, value_stage);
+                if (shrinks) core::scale_rows(output, shrink);
+                core::pack_all<T>(weights, scores);
             }
-            store(output, softmax, work, query, group, row);
-            if (ptx::thread_index() % ptx::WARPGROUP == 0) query_ring.release(query_stage);
+            issue_output(now.blocks.begin + 1 < now.blocks.end);
+            leaving = query_stage;
+            leaves = true;
+            query_stage.next();
+            auto finish = [&] {
+                ptx::pin(output);
+                release(value_ring, value_stage);
+                store(output, softmax, now, shared + QUERIES + leaving.stage * Query::BYTES, group, row);
+            };
+            if constexpr (QUERY_STAGES == 1) {  // the next query needs this one's place
+                ptx::products_wait<0>();
+                finish();
+                let_go();
+            }
+            work = meet(query_stage);
+            issue_scores();
+            if constexpr (QUERY_STAGES > 1) {  // the next tile's first scores run beside this one's end
+                ptx::products_wait<1>();
+                finish();
+            }
+            if (!work.exists) break;
         }
+        ptx::products_wait<0>();
         if (group == 0) turns.wait();  // for the turn that nobody takes
-        if (ptx::thread_index() % ptx::WARPGROUP == 0) ptx::wait_stores<0>();
+        if (first_thread) ptx::wait_stores<0>();
     }
 
     DEVICE void mask(float (&scores)[Keys / 2], const Work& work, int block, int row) const {
         const core::Range keys = {block * Keys, block * Keys + Keys};
         const int len_k = params.shape.len_k, first = keys.begin + core::fragment_column();
         if constexpr (Windowed) {
-            if (keys.end > len_k || !work.window.covers(work.rows, keys)) {
-                const core::Range ranges[2] = {work.window.keys_of(row, len_k), work.window.keys_of(row + 8, len_k)};
+            if (keys.end > len_k || !params.scores.window.covers(work.rows, keys)) {
+                const core::Range ranges[2] = {params.scores.window.keys_of(row, len_k), params.scores.window.keys_of(row + 8, len_k)};
                 core::mask_outside(scores, ranges, first);
             }
         } else if (keys.end > len_k) {
@@ -217,8 +236,7 @@ struct SoftmaxForward {
         }
     }
 
-    // Through the rows of the query's tile that only this warpgroup reads, and is done with. Returns when the
-    // warpgroup's first thread may let the next query in.
+    // Through the rows of the query's tile that only this warpgroup reads, and is done with.
     DEVICE void store(float (&output)[Width / 2], core::OnlineSoftmax& softmax, const Work& work, uint32_t query,
                       int group, int row) const {
         float scale[2], lse[2];
@@ -231,10 +249,9 @@ struct SoftmaxForward {
         ptx::fence_async();
         ptx::named_barrier_sync(STORES + group, ptx::WARPGROUP);
         if (ptx::thread_index() % ptx::WARPGROUP == 0) {
-            if (first < params.shape.len_q) 
+            if (first < params.shape.len_q)
                 Query::store(params.output, query, group * 64, first, work.head, work.batch);
             ptx::commit_stores();
-            ptx::wait_stores_read<0>();
         }
         if (ptx::lane_index() % 4 == 0) {
             const int64_t head_row = (static_cast<int64_t>(work.batch) * params.shape.heads + work.head) * params.shape.len_q;

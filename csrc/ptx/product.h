@@ -77,6 +77,12 @@ struct Product;
 #define ATTNKERN_REGISTERS_128 ATTNKERN_REGISTERS_96, \
     ATTNKERN_EIGHT(48), \
     ATTNKERN_EIGHT(56)
+#define ATTNKERN_TEXT_160 ATTNKERN_TEXT_128 \
+    ", %64, %65, %66, %67, %68, %69, %70, %71" \
+    ", %72, %73, %74, %75, %76, %77, %78, %79"
+#define ATTNKERN_REGISTERS_160 ATTNKERN_REGISTERS_128, \
+    ATTNKERN_EIGHT(64), \
+    ATTNKERN_EIGHT(72)
 #define ATTNKERN_TEXT_176 ATTNKERN_TEXT_128 \
     ", %64, %65, %66, %67, %68, %69, %70, %71" \
     ", %72, %73, %74, %75, %76, %77, %78, %79" \
@@ -130,6 +136,7 @@ ATTNKERN_PRODUCTS(64, "%32", "%33", "%34", "%35", "%36", "%37", "%38")
 ATTNKERN_PRODUCTS(80, "%40", "%41", "%42", "%43", "%44", "%45", "%46")
 ATTNKERN_PRODUCTS(96, "%48", "%49", "%50", "%51", "%52", "%53", "%54")
 ATTNKERN_PRODUCTS(128, "%64", "%65", "%66", "%67", "%68", "%69", "%70")
+ATTNKERN_PRODUCTS(160, "%80", "%81", "%82", "%83", "%84", "%85", "%86")
 ATTNKERN_PRODUCTS(176, "%88", "%89", "%90", "%91", "%92", "%93", "%94")
 ATTNKERN_PRODUCTS(192, "%96", "%97", "%98", "%99", "%100", "%101", "%102")
 ATTNKERN_PRODUCTS(256, "%128", "%129", "%130", "%131", "%132", "%133", "%134")

@@ -6,9 +6,7 @@ namespace ptx {
 
 constexpr int BARRIER_BYTES = 8;
 
-DEVICE void barrier_init(uint32_t barrier, int arrivals) {
-    emulator::running_block->barriers.init(barrier, arrivals);
-}
+DEVICE void barrier_init(uint32_t barrier, int arrivals) { emulator::running_block->barriers.init(barrier, arrivals); }
 
 DEVICE void fence_barrier_init() { emulator::running_block->order.fence_barriers(thread_index()); }
 

@@ -28,9 +28,7 @@ DEVICE uint32_t pack<fp16>(float low, float high) {
 DEVICE float to_float(bf16 value) { return emulator::bf16_to_float(value.bits); }
 DEVICE float to_float(fp16 value) { return emulator::fp16_to_float(value.bits); }
 
-DEVICE float exp2_approximate(float x) {
-    return emulator::flush_subnormal(std::exp2(emulator::flush_subnormal(x)));
-}
+DEVICE float exp2_approximate(float x) { return emulator::flush_subnormal(std::exp2(emulator::flush_subnormal(x))); }
 DEVICE float log2_approximate(float x) { return std::log2(emulator::flush_subnormal(x)); }
 DEVICE float tanh_approximate(float x) { return std::tanh(x); }
 
