@@ -31,7 +31,7 @@ Block::Block(const Grid& grid, int index, bool checks, Random& random)
     scheduler.explain = [this](const Wait& wait) -> std::string {
         const std::string operation = wait.operation;
         if (operation == "barrier_wait") return format(" parity %d of ", wait.detail) + barriers.describe(wait.address);
-        if (operation == "named_barrier_sync" && wait.address != 0)
+        if (operation == "named_barrier_sync" && wait.address != Wait::NOWHERE)
             return " " + named_barriers.describe(static_cast<int>(wait.address));
         if (operation == "products_wait") return products.describe_wait(static_cast<int>(wait.address), wait.detail);
         if (operation == "take_registers") return format("<%d> (%d are free)", wait.detail, registers.free());

@@ -2,11 +2,13 @@
 
 #include <cstring>
 
+#include "emulator/operand.h"
+
 namespace emulator {
 
 namespace {
 
-constexpr int ROWS = 64, DEPTH = 16, WIDTH = 8;
+constexpr int ROWS = 64, WIDTH = 8;
 
 // Explicit vectors, so that builds without much optimisation are fast as well.
 typedef float Strip __attribute__((vector_size(WIDTH * sizeof(float))));

@@ -14,6 +14,8 @@ namespace emulator {
 
 // What a thread waits for, kept as numbers until somebody asks.
 struct Wait {
+    static constexpr uint32_t NOWHERE = ~0u;
+
     const char* operation;
     uint32_t address;
     int detail;

@@ -33,7 +33,7 @@ void Warps::wait(Collective& collective) {
     }
     while (!collective.complete()) {
         collective.waiting |= 1u << thread % 32;
-        block_.scheduler.park({collective.operation, 0, static_cast<int>(collective.argument)});
+        block_.scheduler.park({collective.operation, Wait::NOWHERE, static_cast<int>(collective.argument)});
     }
 }
 

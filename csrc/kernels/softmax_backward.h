@@ -145,87 +145,101 @@ struct SoftmaxBackward {
             const int number = ptx::load_shared_int(shared + NUMBER);
             if (number >= params.tiling.total()) break;
             const Work work = work_of(number);
-            float grad_key[Width / 2], grad_value[Width / 2];
+            float grad_key[Width / 2], grad_value[Width / 2], scores[Rows / 2];
             UNROLL
             for (int i = 0; i < Width / 2; ++i) grad_key[i] = grad_value[i] = 0;
             wait_for_buffers(first_thread);  // that the last tile's results leave through
-            for (int head = work.kv_head * shape.group; head < (work.kv_head + 1) * shape.group; ++head) {
-                for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
-                    const uint32_t query = shared + QUERIES + stage.stage * Query::BYTES;
-                    const uint32_t grad_output = shared + GRAD_OUTPUTS + stage.stage * Query::BYTES;
-                    const uint32_t grad_scores = shared + GRAD_SCORES + stage.stage * GradScores::BYTES;
-                    float scores[Rows / 2], grad_weights[Rows / 2];
-                    uint32_t weights[Rows / 4], packed[Rows / 4];
 
-                    query_ring.wait_full(stage);
-                    ptx::pin(scores);
-                    ptx::pin(grad_weights);
-                    ptx::products_fence();
-                    core::multiply_rows<T, Key, Query>(scores, shared + KEY, group * 64, query);
-                    ptx::products_commit();
-                    grad_output_ring.wait_full(stage);
-                    ptx::products_fence();
-                    core::multiply_rows<T, Key, Query>(grad_weights, shared + VALUE, group * 64, grad_output);
-                    ptx::products_commit();
+            auto issue_scores = [&](const core::Ring<STAGES>& at) {
+                query_ring.wait_full(at);
+                ptx::renew(scores);
+                ptx::products_fence();
+                core::multiply_rows<T, Key, Query>(scores, shared + KEY, group * 64,
+                                                   shared + QUERIES + at.stage * Query::BYTES);
+                ptx::products_commit();
+            };
 
-                    ptx::products_wait<1>();
-                    ptx::pin(scores);
-                    mask(scores, work, block, group);
-                    const uint32_t lse = shared + LSE + stage.stage * ROW_BYTES + core::fragment_column() * 4;
-                    UNROLL
-                    for (int i = 0; i < Rows / 2; i += 4) {
-                        const float2 shift = ptx::load_shared2(lse + i * 8);
-                        scores[i] = ptx::exp2_approximate(fmaf(scores[i], unit, -shift.x));
-                        scores[i + 1] = ptx::exp2_approximate(fmaf(scores[i + 1], unit, -shift.y));
-                        scores[i + 2] = ptx::exp2_approximate(fmaf(scores[i + 2], unit, -shift.x));
-                        scores[i + 3] = ptx::exp2_approximate(fmaf(scores[i + 3], unit, -shift.y));
-                    }
-                    core::pack_all<T>(weights, scores);
+            issue_scores(stage);
+            int head = work.kv_head * shape.group, block = work.blocks.begin;
+            for (int left = shape.group * (work.blocks.end - work.blocks.begin); left > 0; --left) {
+                const uint32_t query = shared + QUERIES + stage.stage * Query::BYTES;
+                const uint32_t grad_output = shared + GRAD_OUTPUTS + stage.stage * Query::BYTES;
+                const uint32_t grad_scores = shared + GRAD_SCORES + stage.stage * GradScores::BYTES;
+                float grad_weights[Rows / 2];
+                uint32_t weights[Rows / 4], packed[Rows / 4];
 
-                    ptx::products_wait<0>();
-                    ptx::pin(grad_weights);
-                    ptx::pin(grad_value);
-                    ptx::products_fence();
-                    core::multiply_packed<T, Query>(grad_value, weights, grad_output, 1);
-                    ptx::products_commit();
+                grad_output_ring.wait_full(stage);
+                ptx::products_wait<0>();
+                ptx::pin(scores);
+                ptx::renew(grad_weights);
+                ptx::products_fence();
+                core::multiply_rows<T, Key, Query>(grad_weights, shared + VALUE, group * 64, grad_output);
+                ptx::products_commit();
 
-                    const uint32_t row = shared + ROW + stage.stage * ROW_BYTES + core::fragment_column() * 4;
-                    UNROLL
-                    for (int i = 0; i < Rows / 2; i += 4) {
-                        const float2 mean = ptx::load_shared2(row + i * 8);
-                        scores[i] *= grad_weights[i] - mean.x;
-                        scores[i + 1] *= grad_weights[i + 1] - mean.y;
-                        scores[i + 2] *= grad_weights[i + 2] - mean.x;
-                        scores[i + 3] *= grad_weights[i + 3] - mean.y;
-                    }
-                    core::pack_all<T>(packed, scores);
-                    core::store_packed<GradScores, Rows>(grad_scores, group * 64, packed);
-                    ptx::fence_async();
-                    ptx::named_barrier_sync(ALL_CONSUMERS, GROUPS * ptx::WARPGROUP);
-
-                    float grad_query[32];
-                    ptx::pin(grad_query);
-                    ptx::pin(grad_key);
-                    ptx::products_fence();
-                    multiply_square(grad_query, grad_scores, group);
-                    ptx::products_commit();
-                    core::multiply_packed<T, Query>(grad_key, packed, query, 1);
-                    ptx::products_commit();
-
-                    ptx::products_wait<1>();
-                    ptx::pin(grad_query);
-                    ptx::pin(grad_value);
-                    if (ptx::lane_index() == 0) grad_output_ring.release(stage);
-                    add_square(grad_query, work.batch * shape.heads + head, block, group, first_thread);
-                    ptx::products_wait<0>();
-                    ptx::pin(grad_key);
-                    if (ptx::lane_index() == 0) query_ring.release(stage);
-                    stage.next();
+                mask(scores, work, block, group);
+                const uint32_t lse = shared + LSE + stage.stage * ROW_BYTES + core::fragment_column() * 4;
+                UNROLL
+                for (int i = 0; i < Rows / 2; i += 4) {
+                    const float2 shift = ptx::load_shared2(lse + i * 8);
+                    scores[i] = ptx::exp2_approximate(fmaf(scores[i], unit, -shift.x));
+                    scores[i + 1] = ptx::exp2_approximate(fmaf(scores[i + 1], unit, -shift.y));
+                    scores[i + 2] = ptx::exp2_approximate(fmaf(scores[i + 2], unit, -shift.x));
+                    scores[i + 3] = ptx::exp2_approximate(fmaf(scores[i + 3], unit, -shift.y));
                 }
+                core::pack_all<T>(weights, scores);
+
+                ptx::products_wait<0>();
+                ptx::pin(grad_weights);
+                ptx::pin(grad_value);
+                ptx::products_fence();
+                core::multiply_packed<T, Query>(grad_value, weights, grad_output, 1);
+                ptx::products_commit();
+
+                const uint32_t row = shared + ROW + stage.stage * ROW_BYTES + core::fragment_column() * 4;
+                UNROLL
+                for (int i = 0; i < Rows / 2; i += 4) {
+                    const float2 mean = ptx::load_shared2(row + i * 8);
+                    grad_weights[i] = scores[i] * (grad_weights[i] - mean.x);
+                    grad_weights[i + 1] = scores[i + 1] * (grad_weights[i + 1] - mean.y);
+                    grad_weights[i + 2] = scores[i + 2] * (grad_weights[i + 2] - mean.x);
+                    grad_weights[i + 3] = scores[i + 3] * (grad_weights[i + 3] - mean.y);
+                }
+                core::pack_all<T>(packed, grad_weights);
+                core::store_packed<GradScores, Rows>(grad_scores, group * 64, packed);
+                ptx::fence_async();
+                ptx::named_barrier_sync(ALL_CONSUMERS, GROUPS * ptx::WARPGROUP);
+
+                float grad_query[32];
+                ptx::renew(grad_query);
+                ptx::pin(grad_key);
+                ptx::products_fence();
+                multiply_square(grad_query, grad_scores, group);
+                ptx::products_commit();
+                core::multiply_packed<T, Query>(grad_key, packed, query, 1);
+                ptx::products_commit();
+                ptx::products_wait<1>();
+                ptx::pin(grad_query);
+                ptx::pin(grad_value);
+                if (ptx::lane_index() == 0) grad_output_ring.release(stage);
+                add_square(grad_query, work.batch * shape.heads + head, block, group, first_thread);
+                // the next scores follow at once; after the last block, the same again for nobody
+                core::Ring<STAGES> next = stage;
+                if (left > 1) next.next();
+                issue_scores(next);
+                ptx::products_wait<1>();
+                ptx::pin(grad_key);
+                if (left > 1 && ptx::lane_index() == 0) query_ring.release(stage);
+                stage = next;
+                if (++block == work.blocks.end) ++head, block = work.blocks.begin;
             }
+            ptx::products_wait<0>();
+            if (ptx::lane_index() == 0) {
+                query_ring.release(stage);
+                key_ring.release(key_stage);
+            }
+            stage.next();
             UNROLL
             for (int i = 0; i < Width / 2; ++i) grad_key[i] *= params.scores.scale;
-            if (ptx::lane_index() == 0) key_ring.release(key_stage);
             wait_for_buffers(first_thread);  // that the last blocks used
             store(grad_key, shared + GRAD_KEY, group);
             store(grad_value, shared + GRAD_VALUE, group);

@@ -142,7 +142,7 @@ struct SoftmaxForward {
 
         auto issue_scores = [&] {
             key_ring.wait_full(key_stage);
-            ptx::pin(scores);
+            ptx::renew(scores);
             ptx::products_fence();
             core::multiply_rows<T, Query, Key>(scores, shared + QUERIES + query_stage.stage * Query::BYTES, group * 64,
                                                shared + KEYS + key_stage.stage * Key::BYTES);

@@ -44,6 +44,13 @@ DEVICE void pin(float (&registers)[Count]) {
     for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(registers[i])::"memory");
 }
 
+// The same for accumulators whose old values nobody needs.
+template <int Count>
+DEVICE void renew(float (&registers)[Count]) {
+    UNROLL
+    for (int i = 0; i < Count; ++i) asm volatile("" : "=f"(registers[i])::"memory");
+}
+
 // Product<T, N>::shared(d, a, b, accumulate): both operands in shared memory.
 // Product<T, N>::registers(d, a, b, accumulate): A's fragments in registers. accumulate = 0 ignores the old D.
 template <class T, int N>

@@ -28,6 +28,8 @@ DEVICE void products_wait() {
 
 template <int Count>
 DEVICE void pin(float (&)[Count]) {}
+template <int Count>
+DEVICE void renew(float (&)[Count]) {}
 
 // Any width here; the device's header has those that kernels use.
 template <class T, int N>

@@ -1,4 +1,7 @@
 // Where the code runs: function qualifiers, indices, and the block's shared memory.
+//
+// This folder has the names of csrc/ptx. Kernels are compiled against it by any C++17 compiler, with the include
+// paths csrc/emulator and csrc in this order, and linked with csrc/emulator/*.cpp.
 #pragma once
 #include <cstdint>
 
