@@ -65,9 +65,30 @@ void forward(const std::string& dtype, const Described& query, const Described& 
     dispatch(dtype, rows[3], [&](auto type, auto width) { softmax_forward<decltype(type), width()>(call); });
 }
 
+void sample(const std::string& dtype, const Described& query, const Described& key, int64_t seed, int64_t index,
+            int64_t score, int64_t lse, int64_t entropy, int64_t counter, int samples, const ScoreOptions& scores,
+            int64_t stream) {
+    const Sizes rows = std::get<1>(query), keys = std::get<1>(key);
+    require(keys[1] > 0 && rows[1] % keys[1] == 0, "query's heads are not a multiple of key's");
+    require(samples > 0, "samples must be positive");
+    const SampleForwardCall call = {tensor("query", query, rows),
+                                    tensor("key", key, {rows[0], keys[1], keys[2], rows[3]}),
+                                    seed,
+                                    index,
+                                    score,
+                                    lse,
+                                    entropy,
+                                    counter,
+                                    samples,
+                                    scores,
+                                    stream};
+    dispatch(dtype, rows[3], [&](auto type, auto width) { sample_forward<decltype(type), width()>(call); });
+}
+
 void backward(const std::string& dtype, const Described& query, const Described& key, const Described& value,
               const Described& output, const Described& grad_output, const Described& grad_query,
-              const Described& grad_key, const Described& grad_value, int64_t lse, int64_t row, int64_t counter, int64_t row_space,
+              const Described& grad_key, const Described& grad_value, int64_t lse, int64_t row, int64_t counter,
+              int64_t row_space,
               int64_t query_space, const ScoreOptions& scores, int64_t stream) {
     const Sizes rows = std::get<1>(query), keys = std::get<1>(key);
     require(keys[1] > 0 && rows[1] % keys[1] == 0, "query's heads are not a multiple of key's");
@@ -81,11 +102,34 @@ void backward(const std::string& dtype, const Described& query, const Described&
                                       tensor("grad_value", grad_value, keys),
                                       lse,
                                       row,
+                                      0,
                                       counter,
                                       row_space,
                                       query_space,
                                       scores,
                                       stream};
+    dispatch(dtype, rows[3], [&](auto type, auto width) { softmax_backward<decltype(type), width()>(call); });
+}
+
+void distribution_backward(const std::string& dtype, const Described& query, const Described& key,
+                           const Described& grad_query, const Described& grad_key, int64_t lse, int64_t row,
+                           int64_t entropy, int64_t counter, int64_t row_space, int64_t query_space,
+                           const ScoreOptions& scores, int64_t stream) {
+    const Sizes rows = std::get<1>(query), keys = std::get<1>(key);
+    require(keys[1] > 0 && rows[1] % keys[1] == 0, "query's heads are not a multiple of key's");
+    SoftmaxBackwardCall call = {};
+    call.query = tensor("query", query, rows);
+    call.key = tensor("key", key, {rows[0], keys[1], keys[2], rows[3]});
+    call.grad_query = tensor("grad_query", grad_query, rows);
+    call.grad_key = tensor("grad_key", grad_key, keys);
+    call.lse = lse;
+    call.row = row;
+    call.entropy = entropy;
+    call.counter = counter;
+    call.row_space = row_space;
+    call.query_space = query_space;
+    call.scores = scores;
+    call.stream = stream;
     dispatch(dtype, rows[3], [&](auto type, auto width) { softmax_backward<decltype(type), width()>(call); });
 }
 
@@ -96,5 +140,7 @@ PYBIND11_MODULE(ATTNKERN_MODULE, module) {
     py::class_<ScoreOptions>(module, "ScoreOptions", "scale; left, right (-1: unlimited); offset")
         .def(py::init<float, int, int, int>());
     module.def("softmax_forward", &forward);
+    module.def("sample_forward", &sample);
     module.def("softmax_backward", &backward);
+    module.def("distribution_backward", &distribution_backward);
 }

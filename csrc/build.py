@@ -7,6 +7,7 @@ Needs pybind11 and ninja, and for `cuda` an nvcc (CUDA_HOME, PATH or /usr/local/
 
 import argparse
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 PACKAGE = HERE.parent / "attnkern"
 NVCC_FLAGS = "-std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a -Xcompiler -fPIC,-fvisibility=hidden"
-GXX_FLAGS = "-std=c++17 -O2 -march=x86-64-v3 -fPIC -fvisibility=hidden -x c++"
+GXX_FLAGS = "-std=c++17 -O2 -fPIC -fvisibility=hidden -x c++"
+if platform.machine() == "x86_64":
+    GXX_FLAGS = f"-march=x86-64-v3 {GXX_FLAGS}"
 
 
 class CannotBuild(RuntimeError):
@@ -26,14 +29,20 @@ class CannotBuild(RuntimeError):
 def build(kind: str, into: Path = PACKAGE) -> Path:
     """Compiles `attnkern._cuda` or `attnkern._emulated` into a folder; returns the module's path.
 
+    What is up to date stays; of several processes that build at once, one does and the others wait.
+
     Raises:
         CannotBuild: nvcc, ninja or pybind11 is missing, or the compilation failed.
     """
+    import fcntl  # not on every system that can read this file
+
     module = into / f"_{kind}{sysconfig.get_config_var('EXT_SUFFIX')}"
     scratch = HERE / "build" / kind
     scratch.mkdir(parents=True, exist_ok=True)
-    (scratch / "build.ninja").write_text(_recipe(kind, module))
-    result = subprocess.run([*_ninja(), "-C", str(scratch)], stdout=sys.stderr)
+    with (scratch / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (scratch / "build.ninja").write_text(_recipe(kind, module))
+        result = subprocess.run([*_ninja(), "-C", str(scratch)], stdout=sys.stderr)
     if result.returncode:
         raise CannotBuild(f"compiling attnkern._{kind} failed; the compiler's messages are above")
     return module
@@ -47,7 +56,7 @@ def find_nvcc() -> str | None:
 
 
 def _recipe(kind: str, module: Path) -> str:
-    sources = [HERE / "binding.cpp", *sorted((HERE / "instances").glob("*.cu"))]
+    sources = sorted((HERE / "instances").glob("*.cu"))
     if kind == "cuda":
         compiler = find_nvcc()
         if compiler is None:
@@ -56,19 +65,20 @@ def _recipe(kind: str, module: Path) -> str:
     else:
         compiler, flags, include = "g++", GXX_FLAGS, f"-I{HERE / 'emulator'} -I{HERE}"
         sources += sorted((HERE / "emulator").glob("*.cpp"))
-    include += f" -isystem {_pybind11()} -isystem {sysconfig.get_paths()['include']}"
-    objects = {source: f"{source.stem}.o" for source in sources}
-    edges = [f"build {name}: compile {source}" for source, name in objects.items()]
+    python = f"-isystem {_pybind11()} -isystem {sysconfig.get_paths()['include']}"
+    objects = {f"{source.stem}.o": source for source in sources}
     return "\n".join(
         [
             "rule compile",
-            f"  command = {compiler} {flags} -DATTNKERN_MODULE=_{kind} {include} -MMD -MF $out.d -c $in -o $out",
+            f"  command = {compiler} {flags} -DATTNKERN_MODULE=_{kind} {include} $python -MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link",  # under another name first: a module that is in use, or half written, is never loaded
             f"  command = {compiler} -shared $in -o $out.draft && mv $out.draft $out",
-            *edges,
-            f"build {module}: link {' '.join(objects.values())}",
+            *(f"build {name}: compile {source}" for name, source in objects.items()),
+            f"build binding.o: compile {HERE / 'binding.cpp'}",
+            f"  python = {python}",  # only here: the kernels need not be compiled anew for another Python
+            f"build {module}: link binding.o {' '.join(objects)}",
             "",
         ]
     )

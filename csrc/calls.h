@@ -23,16 +23,30 @@ struct SoftmaxForwardCall {
     int64_t stream;
 };
 
+struct SampleForwardCall {
+    Tensor query, key;
+    int64_t seed;                       // one int64
+    int64_t index, score, lse, entropy;
+    int64_t counter;  // an int to count tiles with
+    int samples;
+    ScoreOptions scores;
+    int64_t stream;
+};
+
+// Without an output, that is with address 0 for it, only lse and entropy have gradients; value, grad_output and
+// grad_value are not looked at.
 struct SoftmaxBackwardCall {
     Tensor query, key, value, output, grad_output, grad_query, grad_key, grad_value;
-    int64_t lse, row;                // row may be 0
+    int64_t lse, row, entropy;       // row and entropy may be 0
     int64_t counter;                 // an int to count tiles with
-    int64_t row_space, query_space;  // floats: 2 x and Width x batch x heads x padded rows, the latter zero
+    int64_t row_space, query_space;  // floats: 3 x and Width x batch x heads x padded rows, the latter zero
     ScoreOptions scores;
     int64_t stream;
 };
 
 template <class T, int Width>
 void softmax_forward(const SoftmaxForwardCall& call);
+template <class T, int Width>
+void sample_forward(const SampleForwardCall& call);
 template <class T, int Width>
 void softmax_backward(const SoftmaxBackwardCall& call);

@@ -27,27 +27,42 @@ struct Scores {
     core::Window window;
 };
 
-struct SoftmaxForwardParams {
-    ptx::TensorMap query, key, value, output;
-    float* lse;  // (batch, heads, len_q)
+// What every kernel that holds queries is told.
+struct ForwardParams {
+    ptx::TensorMap query, key, value;
     Shape shape;
     Scores scores;
     core::Tiling tiling;
 };
 
+struct SoftmaxForwardParams : ForwardParams {
+    ptx::TensorMap output;
+    float* lse;  // (batch, heads, len_q)
+};
+
+// The heads of the tiling are those of all batches, once for every four samples.
+struct SampleForwardParams : ForwardParams {
+    const int64_t* seed;
+    int64_t* index;       // (samples, batch, heads, len_q), -1 in rows with nothing to see
+    float* score;         // likewise
+    float *lse, *entropy;  // (batch, heads, len_q)
+    int samples;
+};
+
 struct BackwardRowsParams {
-    Rows output, grad_output;
-    const float *lse, *row;  // (batch, heads, len_q); row: what else is subtracted, or null
-    // (batch, heads, padded_rows): lse in units of log2, +inf where a row has nothing to see or does not exist; and
-    // what is subtracted from every gradient of a row.
-    float *lse_out, *row_out;
+    Rows output, grad_output;            // null where only lse and entropy have gradients
+    const float *lse, *row, *entropy;    // (batch, heads, len_q): row, what else is subtracted, and entropy's gradient;
+                                         // both may be null
+    // (batch, heads, padded_rows): lse in units of log2, +inf where a row has nothing to see or does not exist; what is
+    // subtracted from every gradient of a row; the entropy's gradient.
+    float *lse_out, *row_out, *entropy_out;
     int padded_rows, width;
     Shape shape;
 };
 
 struct SoftmaxBackwardParams {
     ptx::TensorMap query, key, value, grad_output, grad_key, grad_value;
-    const float *lse, *row;  // of backward_rows
+    const float *lse, *row, *entropy;  // of backward_rows
     float* grad_query;       // sums over the blocks of keys, in the matrix unit's own order; zero at the start
     int padded_rows;
     Shape shape;

@@ -14,4 +14,5 @@ def _unavailable() -> str | None:
 
 
 _kernels = Kernels("attnkern._cuda", "cuda", _unavailable)
-refuses, softmax, backward = _kernels.refuses, _kernels.softmax, _kernels.backward
+refuses, softmax, sample = _kernels.refuses, _kernels.softmax, _kernels.sample
+backward, sparse_backward = _kernels.backward, _kernels.sparse_backward

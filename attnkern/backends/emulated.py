@@ -4,4 +4,5 @@ from attnkern import _emulated  # noqa: F401  without it this backend is not bui
 from attnkern.backends.hopper import Kernels
 
 _kernels = Kernels("attnkern._emulated", "cpu", lambda: None)
-refuses, softmax, backward = _kernels.refuses, _kernels.softmax, _kernels.backward
+refuses, softmax, sample = _kernels.refuses, _kernels.softmax, _kernels.sample
+backward, sparse_backward = _kernels.backward, _kernels.sparse_backward

@@ -10,6 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from attnkern.backends import sparse
 from attnkern.problem import Gradients, Inputs, Problem, new_output
 
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -46,7 +47,8 @@ class Kernels:
                 problem.head_dim not in HEAD_SIZES or problem.value_dim != problem.head_dim
             ),
             "learned centres and Gaussians run on the reference only": problem.center or problem.sigma,
-            "it has no sampling kernel": problem.selector != "softmax",
+            "it has no argmax": problem.selector == "argmax",
+            "it has no straight-through gradient": problem.straight_through and problem.requires_grad,
             "it has no kernel that writes attention weights": problem.weights,
             "it has no mask tensor": problem.mask,
             "it has no softcap": problem.softcap > 0,
@@ -80,6 +82,28 @@ class Kernels:
             )
         return output, lse
 
+    def sample(self, problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """One pass over the keys: output, index, score (each `(S, B, H, Lq, ...)`), lse, entropy."""
+        query, key = _copyable(inputs.query), _copyable(inputs.key)
+        rows, draws = query.shape[:3], problem.num_samples
+        index = query.new_empty(draws, *rows, dtype=torch.int64)
+        score = query.new_empty(draws, *rows, dtype=torch.float32)
+        lse, entropy = (query.new_empty(rows, dtype=torch.float32) for _ in range(2))
+        counter = query.new_empty(1, dtype=torch.int32)
+        with _on(query):
+            self._module.sample_forward(
+                DTYPES[problem.dtype],
+                _described(query),
+                _described(key),
+                *(tensor.data_ptr() for tensor in (inputs.seed, index, score, lse, entropy, counter)),
+                draws,
+                self._scores(problem, 0),  # samples are drawn by the keys' own numbers
+                _stream(query),
+            )
+        return sparse.gather(inputs, index), index, score, lse, entropy
+
+    sparse_backward = staticmethod(sparse.backward)
+
     def backward(
         self,
         problem: Problem,
@@ -89,39 +113,41 @@ class Kernels:
         grad_output: Tensor | None = None,
         output: Tensor | None = None,
         row: Tensor | None = None,
+        entropy: Tensor | None = None,
         **_,
     ) -> Gradients:
-        """Gradients of query, key and value; `row` is what is subtracted from every gradient of a row, besides."""
-        query, key, value = (_copyable(tensor) for tensor in inputs[:3])
-        output = _copyable(output)
-        grad_output = torch.zeros_like(output) if grad_output is None else _copyable(grad_output)
-        grad_query, grad_key, grad_value = gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
+        """Gradients of query, key and, where the softmax made an output, value.
+
+        `row` is what is subtracted from every gradient of a row, besides; `entropy` the gradient of the entropies.
+        """
+        query, key = _copyable(inputs.query), _copyable(inputs.key)
         begin, end = problem.key_range(0, problem.len_q)
-        for gradient in (grad_key, grad_value):  # of keys that no query looks at
-            gradient[:, :, :begin] = 0
-            gradient[:, :, end:] = 0
-        if begin == end:
-            return Gradients(grad_query.zero_(), grad_key, grad_value)
         rows = problem.batch * problem.heads * (-(-problem.len_q // QUERY_TILE) * QUERY_TILE)
         counter = query.new_empty(1, dtype=torch.int32)
-        row_space = query.new_empty(2 * rows, dtype=torch.float32)
+        row_space = query.new_empty(3 * rows, dtype=torch.float32)
         query_space = query.new_zeros(rows * problem.head_dim, dtype=torch.float32)
-        lse, row = lse.contiguous(), None if row is None else row.contiguous()
-        key, value, grad_key, grad_value = (t[:, :, begin:end] for t in (key, value, grad_key, grad_value))
-        tensors = (query, key, value, output, grad_output, grad_query, grad_key, grad_value)
+        grad_query, grad_key = torch.empty_like(query), _unseen_zero(key, begin, end)
+        numbers = [lse.contiguous(), *(None if t is None else t.contiguous() for t in (row, entropy))]
+        lse, row, entropy = (0 if tensor is None else tensor.data_ptr() for tensor in numbers)
+        spaces = [tensor.data_ptr() for tensor in (counter, row_space, query_space)]
+        rest = (*spaces, self._scores(problem, begin), _stream(query))
+        seen = slice(begin, end)
         with _on(query):
-            self._module.softmax_backward(
-                DTYPES[problem.dtype],
-                *(_described(tensor) for tensor in tensors),
-                lse.data_ptr(),
-                0 if row is None else row.data_ptr(),
-                counter.data_ptr(),
-                row_space.data_ptr(),
-                query_space.data_ptr(),
-                self._scores(problem, begin),
-                _stream(query),
-            )
-        return Gradients(*gradients)
+            if problem.selector != "softmax":
+                tensors = (query, key[:, :, seen], grad_query, grad_key[:, :, seen])
+                if begin < end:
+                    arguments = (*map(_described, tensors), lse, row, entropy, *rest)
+                    self._module.distribution_backward(DTYPES[problem.dtype], *arguments)
+                return Gradients(grad_query if begin < end else grad_query.zero_(), grad_key)
+            value, output = _copyable(inputs.value), _copyable(output)
+            grad_output = torch.zeros_like(output) if grad_output is None else _copyable(grad_output)
+            grad_value = _unseen_zero(value, begin, end)
+            if begin == end:
+                return Gradients(grad_query.zero_(), grad_key, grad_value)
+            tensors = (query, key[:, :, seen], value[:, :, seen], output, grad_output)
+            tensors += (grad_query, grad_key[:, :, seen], grad_value[:, :, seen])
+            self._module.softmax_backward(DTYPES[problem.dtype], *map(_described, tensors), lse, row, *rest)
+        return Gradients(grad_query, grad_key, grad_value)
 
     def _scores(self, problem: Problem, first_key: int):
         """Where queries may look, counted from the first key that any of them may look at.
@@ -130,6 +156,14 @@ class Kernels:
         """
         left, right = problem.band
         return self._module.ScoreOptions(problem.scale, left, right, problem.query_offset - first_key)
+
+
+def _unseen_zero(tensor: Tensor, begin: int, end: int) -> Tensor:
+    """A new tensor like it, whose rows outside `[begin, end)`, which no query looks at, are 0."""
+    result = torch.empty_like(tensor)
+    result[:, :, :begin] = 0
+    result[:, :, end:] = 0
+    return result
 
 
 def _copyable(tensor: Tensor) -> Tensor:

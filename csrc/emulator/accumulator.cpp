@@ -1,22 +1,24 @@
 #include "emulator/accumulator.h"
 
-#include <cstdint>
 #include <cstring>
 
+#include "emulator/mark.h"
+#include "emulator/options.h"
 #include "emulator/report.h"
 
 namespace emulator {
 
 namespace {
 
-// A signalling NaN: arithmetic on it gives another one, so that also scaling shows.
-constexpr uint32_t MARK = 0x7fadcba9;
-
 // Where a lane's register i sits in the matrix.
 int row_of(int lane, int i) { return lane / 32 * 16 + lane % 32 / 4 + i / 2 % 2 * 8; }
 int column_of(int lane, int i) { return i / 4 * 8 + lane % 4 * 2 + i % 2; }
 
 }  // namespace
+
+bool marks_are_reported() { return options().checks; }
+
+void report_mark(const char* operation) { report(hazard::EARLY_ACCUMULATOR, operation); }
 
 void Accumulator::capture(int lane, float* d) {
     registers_[lane] = d;

@@ -5,6 +5,7 @@
 
 #include "emulator/barriers.h"
 #include "emulator/copies.h"
+#include "emulator/mark.h"
 #include "emulator/named_barriers.h"
 #include "emulator/order.h"
 #include "emulator/products.h"
@@ -50,6 +51,7 @@ struct Block {
     }
     template <class T>
     void store(uint32_t address, T value, const char* operation) {
+        check_landed(value, operation);
         before_write(address, sizeof(T), operation);
         shared.store(address, value);
     }

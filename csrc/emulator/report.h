@@ -28,6 +28,7 @@ constexpr const char* PRODUCTS_FENCE = "missing products fence";
 constexpr const char* DESCRIPTOR = "bad operand descriptor";
 constexpr const char* OPERAND_MODIFIED = "register operand modified while a product reads it";
 constexpr const char* ACCUMULATOR_MODIFIED = "accumulator modified while a product writes it";
+constexpr const char* EARLY_ACCUMULATOR = "accumulator read before its product was waited for";
 constexpr const char* UNFINISHED = "exit before asynchronous work was waited for";
 constexpr const char* REGISTERS = "register pool";
 constexpr const char* LAUNCH = "launch refused";

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "emulator/clock.h"
+#include "emulator/mark.h"
 
 namespace emulator {
 
@@ -52,6 +53,7 @@ class Warps {
     template <class T>
     T exchange(const char* operation, uint64_t argument, T value, int source) {
         static_assert(sizeof(T) <= sizeof(uint64_t));
+        check_landed(value, operation);
         uint64_t bits = 0;
         std::memcpy(&bits, &value, sizeof(T));
         bits = exchange_bits(operation, argument, bits, source);

@@ -10,35 +10,42 @@ namespace instances {
 template <int Width>
 constexpr int BACKWARD_ROWS = Width <= 64 ? 128 : 64;
 
-template <class Kernel, class T>
+template <class Kernel, class T, bool HasOutput>
 void run(const SoftmaxBackwardCall& call) {
     constexpr int ROWS = Kernel::Query::ROWS, WIDTH = Kernel::Query::WIDTH;
     const auto stream = reinterpret_cast<ptx::Stream>(call.stream);
     const Shape shape = shape_of(call.query, call.key);
     const int tiles = ceil_div(shape.len_q, ROWS), padded = tiles * ROWS, heads = shape.batch * shape.heads;
 
-    BackwardRowsParams rows;
-    rows.output = rows_of(call.output);
-    rows.grad_output = rows_of(call.grad_output);
+    BackwardRowsParams rows = {};
+    if (HasOutput) {
+        rows.output = rows_of(call.output);
+        rows.grad_output = rows_of(call.grad_output);
+    }
     rows.lse = reinterpret_cast<const float*>(call.lse);
     rows.row = reinterpret_cast<const float*>(call.row);
+    rows.entropy = reinterpret_cast<const float*>(call.entropy);
     rows.lse_out = reinterpret_cast<float*>(call.row_space);
     rows.row_out = rows.lse_out + static_cast<int64_t>(heads) * padded;
+    rows.entropy_out = rows.row_out + static_cast<int64_t>(heads) * padded;
     rows.padded_rows = padded;
     rows.width = WIDTH;
     rows.shape = shape;
     using RowsKernel = kernels::BackwardRows<T>;
     ptx::launch<RowsKernel>(rows, ceil_div(static_cast<int64_t>(heads) * padded, RowsKernel::ROWS), stream);
 
-    SoftmaxBackwardParams params;
+    SoftmaxBackwardParams params = {};
     params.query = map_of<T>(call.query, ROWS);
-    params.grad_output = map_of<T>(call.grad_output, ROWS);
     params.key = map_of<T>(call.key, Kernel::KEYS);
-    params.value = map_of<T>(call.value, Kernel::KEYS);
     params.grad_key = map_of<T>(call.grad_key, 64);
-    params.grad_value = map_of<T>(call.grad_value, 64);
+    if (HasOutput) {
+        params.value = map_of<T>(call.value, Kernel::KEYS);
+        params.grad_output = map_of<T>(call.grad_output, ROWS);
+        params.grad_value = map_of<T>(call.grad_value, 64);
+    }
     params.lse = rows.lse_out;
     params.row = rows.row_out;
+    params.entropy = rows.entropy_out;
     params.grad_query = reinterpret_cast<float*>(call.query_space);
     params.padded_rows = padded;
     params.shape = shape;
@@ -63,9 +70,12 @@ void run(const SoftmaxBackwardCall& call) {
 
 template <class T, int Width>
 void softmax_backward(const SoftmaxBackwardCall& call) {
+    using kernels::SoftmaxBackward;
     constexpr int ROWS = instances::BACKWARD_ROWS<Width>;
-    if (call.scores.windowed())
-        instances::run<kernels::SoftmaxBackward<T, Width, ROWS, true>, T>(call);
-    else
-        instances::run<kernels::SoftmaxBackward<T, Width, ROWS, false>, T>(call);
+    const bool has_output = call.output.address != 0, windowed = call.scores.windowed();
+    const auto run = has_output ? windowed ? instances::run<SoftmaxBackward<T, Width, ROWS, true, true>, T, true>
+                                           : instances::run<SoftmaxBackward<T, Width, ROWS, false, true>, T, true>
+                                : windowed ? instances::run<SoftmaxBackward<T, Width, ROWS, true, false>, T, false>
+                                           : instances::run<SoftmaxBackward<T, Width, ROWS, false, false>, T, false>;
+    run(call);
 }

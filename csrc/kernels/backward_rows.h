@@ -29,7 +29,7 @@ struct BackwardRows {
         const int batch = static_cast<int>(head / params.shape.heads), own = static_cast<int>(head % params.shape.heads);
         const bool inside = batch < params.shape.batch, exists = inside && row < params.shape.len_q;
         float dot = 0;
-        if (exists) {
+        if (exists && params.output.data) {
             const T* output = params.output.row<T>(batch, own, row);
             const T* gradient = params.grad_output.row<T>(batch, own, row);
             for (int first = lane * 8; first < params.width; first += LANES * 8) {
@@ -45,15 +45,17 @@ struct BackwardRows {
         UNROLL
         for (int mask = 1; mask < LANES; mask *= 2) dot += ptx::shuffle_xor(dot, mask);
         if (lane != 0 || !inside) return;
-        float lse = INFINITY;
+        float lse = INFINITY, entropy = 0;
         if (exists) {
             const int64_t at = head * params.shape.len_q + row;
             lse = ptx::load_global(params.lse + at) * core::LOG2E;
             if (lse == -INFINITY) lse = INFINITY;  // a row with nothing to see: all its weights are 0
+            if (params.entropy) entropy = ptx::load_global(params.entropy + at);
             if (params.row) dot += ptx::load_global(params.row + at);
         }
         ptx::store_global(params.lse_out + index, lse);
         ptx::store_global(params.row_out + index, dot);
+        ptx::store_global(params.entropy_out + index, entropy);
     }
 
     static DEVICE float low(uint32_t pair) { return ptx::to_float(T{static_cast<uint16_t>(pair)}); }

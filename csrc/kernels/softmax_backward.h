@@ -2,6 +2,8 @@
 // keys of a block, whose gradients stay in its registers while blocks of queries pass by. Scores are computed
 // transposed, so that weights and their gradients are left operands without leaving the registers; only the
 // scores' gradient goes to shared memory, for the query's gradient, which the copy engine adds up in global memory.
+//
+// Without an output, only lse and entropy have gradients: there is no value, and three products remain of five.
 #pragma once
 #include "core/online_softmax.h"
 #include "core/prior.h"
@@ -17,7 +19,7 @@
 
 namespace kernels {
 
-template <class T, int Width, int Rows, bool Windowed>
+template <class T, int Width, int Rows, bool Windowed, bool HasOutput>
 struct SoftmaxBackward {
     using Params = SoftmaxBackwardParams;
     static constexpr const char* name = "softmax_backward";
@@ -33,13 +35,14 @@ struct SoftmaxBackward {
     static constexpr int SQUARE = 64 * 64, SQUARE_BYTES = SQUARE * 4;
 
     // shared memory, from its start
-    static constexpr int ROW_BYTES = Rows * 4, STAGE_BYTES = Query::BYTES + ROW_BYTES;
+    static constexpr int ROW_BYTES = Rows * 4;
     static constexpr int KEY = 0, VALUE = KEY + Key::BYTES;
-    static constexpr int QUERIES = VALUE + Key::BYTES, GRAD_OUTPUTS = QUERIES + STAGES * Query::BYTES;
-    static constexpr int GRAD_SCORES = GRAD_OUTPUTS + STAGES * Query::BYTES;
+    static constexpr int QUERIES = VALUE + HasOutput * Key::BYTES, GRAD_OUTPUTS = QUERIES + STAGES * Query::BYTES;
+    static constexpr int GRAD_SCORES = GRAD_OUTPUTS + HasOutput * STAGES * Query::BYTES;
     static constexpr int GRAD_QUERY = GRAD_SCORES + STAGES * GradScores::BYTES;
     static constexpr int LSE = GRAD_QUERY + GROUPS * SQUARE_BYTES, ROW = LSE + STAGES * ROW_BYTES;
-    static constexpr int KEY_RING = ROW + STAGES * ROW_BYTES;
+    static constexpr int ENTROPY = ROW + STAGES * ROW_BYTES;
+    static constexpr int KEY_RING = ENTROPY + STAGES * ROW_BYTES;
     static constexpr int QUERY_RING = KEY_RING + core::RingBarriers<1>::BYTES;
     static constexpr int GRAD_OUTPUT_RING = QUERY_RING + core::RingBarriers<STAGES>::BYTES;
     static constexpr int NUMBER = GRAD_OUTPUT_RING + core::RingBarriers<STAGES>::BYTES;  // of the tile, with its keys
@@ -47,6 +50,8 @@ struct SoftmaxBackward {
     // results leave through buffers that are free by then, so that the next keys can come in
     static constexpr int GRAD_KEY = GRAD_SCORES, GRAD_VALUE = GRAD_QUERY;
     static_assert(Key::BYTES <= STAGES * GradScores::BYTES && Key::BYTES <= GROUPS * SQUARE_BYTES);
+
+    static constexpr float FAR = -1e4f;  // 2 to the FAR is 0, and 0 * FAR is not NaN
 
     // named barriers
     static constexpr int ALL_CONSUMERS = 1, GROUP = 2;
@@ -61,7 +66,7 @@ struct SoftmaxBackward {
         if (ptx::thread_index() == 0) {
             kernel.key_ring.init(4 * GROUPS);  // a lane of each warp
             kernel.query_ring.init(4 * GROUPS);
-            kernel.grad_output_ring.init(4 * GROUPS);
+            if (HasOutput) kernel.grad_output_ring.init(4 * GROUPS);
             ptx::fence_barrier_init();
         }
         ptx::block_sync();
@@ -101,25 +106,32 @@ struct SoftmaxBackward {
         int number = ptx::block_index();
         while (number < params.tiling.total()) {
             const Work work = work_of(number);
-            tell(key_stage, number, 2 * Key::BYTES);
+            tell(key_stage, number, (1 + HasOutput) * Key::BYTES);
             number = params.tiling.next();
             Key::load(shared + KEY, params.key, key_ring.full(key_stage), work.keys.begin, work.kv_head, work.batch);
-            Key::load(shared + VALUE, params.value, key_ring.full(key_stage), work.keys.begin, work.kv_head, work.batch);
+            if constexpr (HasOutput)
+                Key::load(shared + VALUE, params.value, key_ring.full(key_stage), work.keys.begin, work.kv_head, work.batch);
             key_stage.next();
             for (int head = work.kv_head * shape.group; head < (work.kv_head + 1) * shape.group; ++head) {
                 for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
                     const int row = block * Rows;
                     const int64_t at = static_cast<int64_t>(work.batch * shape.heads + head) * params.padded_rows + row;
-                    query_ring.begin_fill(stage, STAGE_BYTES);
+                    auto load_rows = [&](int place, const float* rows, uint32_t barrier) {
+                        ptx::load_bytes(shared + place + stage.stage * ROW_BYTES, rows + at, ROW_BYTES, barrier);
+                    };
+                    query_ring.begin_fill(stage, Query::BYTES + (HasOutput ? 1 : 3) * ROW_BYTES);
                     Query::load(shared + QUERIES + stage.stage * Query::BYTES, params.query, query_ring.full(stage), row,
                                 head, work.batch);
-                    ptx::load_bytes(shared + LSE + stage.stage * ROW_BYTES, params.lse + at, ROW_BYTES,
-                                    query_ring.full(stage));
-                    grad_output_ring.begin_fill(stage, STAGE_BYTES);
-                    Query::load(shared + GRAD_OUTPUTS + stage.stage * Query::BYTES, params.grad_output,
-                                grad_output_ring.full(stage), row, head, work.batch);
-                    ptx::load_bytes(shared + ROW + stage.stage * ROW_BYTES, params.row + at, ROW_BYTES,
-                                    grad_output_ring.full(stage));
+                    load_rows(LSE, params.lse, query_ring.full(stage));
+                    if constexpr (HasOutput) {
+                        grad_output_ring.begin_fill(stage, Query::BYTES + ROW_BYTES);
+                        Query::load(shared + GRAD_OUTPUTS + stage.stage * Query::BYTES, params.grad_output,
+                                    grad_output_ring.full(stage), row, head, work.batch);
+                        load_rows(ROW, params.row, grad_output_ring.full(stage));
+                    } else {
+                        load_rows(ROW, params.row, query_ring.full(stage));
+                        load_rows(ENTROPY, params.entropy, query_ring.full(stage));
+                    }
                     stage.next();
                 }
             }
@@ -168,42 +180,36 @@ struct SoftmaxBackward {
                 float grad_weights[Rows / 2];
                 uint32_t weights[Rows / 4], packed[Rows / 4];
 
-                grad_output_ring.wait_full(stage);
+                if constexpr (HasOutput) grad_output_ring.wait_full(stage);
                 ptx::products_wait<0>();
                 ptx::pin(scores);
-                ptx::renew(grad_weights);
-                ptx::products_fence();
-                core::multiply_rows<T, Key, Query>(grad_weights, shared + VALUE, group * 64, grad_output);
-                ptx::products_commit();
+                if constexpr (HasOutput) {
+                    ptx::renew(grad_weights);
+                    ptx::products_fence();
+                    core::multiply_rows<T, Key, Query>(grad_weights, shared + VALUE, group * 64, grad_output);
+                    ptx::products_commit();
+                }
 
                 mask(scores, work, block, group);
-                const uint32_t lse = shared + LSE + stage.stage * ROW_BYTES + core::fragment_column() * 4;
-                UNROLL
-                for (int i = 0; i < Rows / 2; i += 4) {
-                    const float2 shift = ptx::load_shared2(lse + i * 8);
-                    scores[i] = ptx::exp2_approximate(fmaf(scores[i], unit, -shift.x));
-                    scores[i + 1] = ptx::exp2_approximate(fmaf(scores[i + 1], unit, -shift.y));
-                    scores[i + 2] = ptx::exp2_approximate(fmaf(scores[i + 2], unit, -shift.x));
-                    scores[i + 3] = ptx::exp2_approximate(fmaf(scores[i + 3], unit, -shift.y));
+                for_each_row(LSE, stage, [&](int i, float lse) { scores[i] = fmaf(scores[i], unit, -lse); });
+                if constexpr (!HasOutput) {  // an entropy's gradient: minus the log of the weight
+                    for_each_row(ENTROPY, stage, [&](int i, float gradient) {
+                        grad_weights[i] = -core::LN2 * gradient * fmaxf(scores[i], FAR);
+                    });
                 }
-                core::pack_all<T>(weights, scores);
-
-                ptx::products_wait<0>();
-                ptx::pin(grad_weights);
-                ptx::pin(grad_value);
-                ptx::products_fence();
-                core::multiply_packed<T, Query>(grad_value, weights, grad_output, 1);
-                ptx::products_commit();
-
-                const uint32_t row = shared + ROW + stage.stage * ROW_BYTES + core::fragment_column() * 4;
                 UNROLL
-                for (int i = 0; i < Rows / 2; i += 4) {
-                    const float2 mean = ptx::load_shared2(row + i * 8);
-                    grad_weights[i] = scores[i] * (grad_weights[i] - mean.x);
-                    grad_weights[i + 1] = scores[i + 1] * (grad_weights[i + 1] - mean.y);
-                    grad_weights[i + 2] = scores[i + 2] * (grad_weights[i + 2] - mean.x);
-                    grad_weights[i + 3] = scores[i + 3] * (grad_weights[i + 3] - mean.y);
+                for (int i = 0; i < Rows / 2; ++i) scores[i] = ptx::exp2_approximate(scores[i]);
+
+                if constexpr (HasOutput) {
+                    core::pack_all<T>(weights, scores);
+                    ptx::products_wait<0>();
+                    ptx::pin(grad_weights);
+                    ptx::pin(grad_value);
+                    ptx::products_fence();
+                    core::multiply_packed<T, Query>(grad_value, weights, grad_output, 1);
+                    ptx::products_commit();
                 }
+                for_each_row(ROW, stage, [&](int i, float row) { grad_weights[i] = scores[i] * (grad_weights[i] - row); });
                 core::pack_all<T>(packed, grad_weights);
                 core::store_packed<GradScores, Rows>(grad_scores, group * 64, packed);
                 ptx::fence_async();
@@ -219,8 +225,10 @@ struct SoftmaxBackward {
                 ptx::products_commit();
                 ptx::products_wait<1>();
                 ptx::pin(grad_query);
-                ptx::pin(grad_value);
-                if (ptx::lane_index() == 0) grad_output_ring.release(stage);
+                if constexpr (HasOutput) {
+                    ptx::pin(grad_value);
+                    if (ptx::lane_index() == 0) grad_output_ring.release(stage);
+                }
                 add_square(grad_query, work.batch * shape.heads + head, block, group, first_thread);
                 // the next scores follow at once; after the last block, the same again for nobody
                 core::Ring<STAGES> next = stage;
@@ -242,19 +250,34 @@ struct SoftmaxBackward {
             for (int i = 0; i < Width / 2; ++i) grad_key[i] *= params.scores.scale;
             wait_for_buffers(first_thread);  // that the last blocks used
             store(grad_key, shared + GRAD_KEY, group);
-            store(grad_value, shared + GRAD_VALUE, group);
+            if constexpr (HasOutput) store(grad_value, shared + GRAD_VALUE, group);
             ptx::fence_async();
             ptx::named_barrier_sync(GROUP + group, ptx::WARPGROUP);
             if (first_thread) {
                 const int key = work.keys.begin + group * 64;
                 if (key < shape.len_k) {
                     Key::store(params.grad_key, shared + GRAD_KEY, group * 64, key, work.kv_head, work.batch);
-                    Key::store(params.grad_value, shared + GRAD_VALUE, group * 64, key, work.kv_head, work.batch);
+                    if constexpr (HasOutput)
+                        Key::store(params.grad_value, shared + GRAD_VALUE, group * 64, key, work.kv_head, work.batch);
                 }
                 ptx::commit_stores();
             }
         }
         if (first_thread) ptx::wait_stores<0>();
+    }
+
+    // Calls function(i, value) for every register of 64 x Rows accumulators with the value of its query.
+    template <class Function>
+    DEVICE void for_each_row(int place, const core::Ring<STAGES>& stage, Function function) const {
+        const uint32_t values = shared + place + stage.stage * ROW_BYTES + core::fragment_column() * 4;
+        UNROLL
+        for (int i = 0; i < Rows / 2; i += 4) {
+            const float2 value = ptx::load_shared2(values + i * 8);
+            function(i, value.x);
+            function(i + 1, value.y);
+            function(i + 2, value.x);
+            function(i + 3, value.y);
+        }
     }
 
     // Until nobody reads the buffers of the gradients of scores and queries any more.

@@ -14,6 +14,12 @@ DEVICE T shuffle(T value, int lane) {
     return __shfl_sync(~0u, value, lane);
 }
 
+// From the lane `delta` below; the first lanes get their own.
+template <class T>
+DEVICE T shuffle_up(T value, int delta) {
+    return __shfl_up_sync(~0u, value, delta);
+}
+
 DEVICE bool any_lane(bool condition) { return __any_sync(~0u, condition); }
 
 DEVICE void warp_sync() { __syncwarp(); }

@@ -26,6 +26,7 @@ DEVICE T load_global(const T* pointer) {
 
 template <class T>
 DEVICE void store_global(T* pointer, T value) {
+    emulator::check_landed(value, "store_global");
     emulator::check_global_write(pointer, sizeof(T), alignof(T), "store_global");
     *pointer = value;
 }

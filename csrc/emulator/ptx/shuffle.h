@@ -14,6 +14,12 @@ DEVICE T shuffle(T value, int lane) {
     return emulator::running_block->warps.exchange("shuffle", 0, value, lane % WARP);
 }
 
+template <class T>
+DEVICE T shuffle_up(T value, int delta) {
+    const int source = lane_index() - delta;
+    return emulator::running_block->warps.exchange("shuffle_up", delta, value, source < 0 ? lane_index() : source);
+}
+
 DEVICE bool any_lane(bool condition) { return emulator::running_block->warps.any(condition); }
 
 DEVICE void warp_sync() { emulator::running_block->warps.sync(); }

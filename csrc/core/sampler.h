@@ -1,0 +1,156 @@
+// Exact samples from the softmax of a row whose scores come in blocks of 64 keys, one uniform number per block and
+// sample: with `b` the mass of a block and `l` the sum so far, this block included, a sample moves to the block if
+// u l < b, to the first key at which the block's running sum exceeds u l. Beside it the row's lse and entropy.
+//
+// State of a lane's two rows; the four lanes that share the rows agree on all of it but the partial sums.
+#pragma once
+#include "core/online_softmax.h"
+#include "core/philox.h"
+
+namespace core {
+
+template <int Samples>
+struct Sampler {
+    float unit;  // scores times this are in units of log2
+    float maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+    float partial_sum[2] = {0, 0}, partial_surprise[2] = {0, 0};  // sum of w log2 w, over this lane's columns
+    int index[2][Samples];
+    float score[2][Samples];
+
+    DEVICE explicit Sampler(float unit) : unit(unit) {
+        UNROLL
+        for (int r = 0; r < 2 * Samples; ++r) index[r / Samples][r % Samples] = -1, score[r / Samples][r % Samples] = 0;
+    }
+
+    // Raises the maxima to those of the scores, as OnlineSoftmax does.
+    template <int Count>
+    DEVICE void raise(const float (&scores)[Count]) {
+        float top[2] = {maximum[0], maximum[1]};
+        UNROLL
+        for (int i = 0; i < Count; ++i) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], scores[i]);
+        UNROLL
+        for (int row = 0; row < 2; ++row) {
+            top[row] = fmaxf(top[row], ptx::shuffle_xor(top[row], 1));
+            top[row] = fmaxf(top[row], ptx::shuffle_xor(top[row], 2));
+        }
+        constexpr float SLACK = 8;
+        const bool grown = top[0] * unit > fmaf(maximum[0], unit, SLACK) || top[1] * unit > fmaf(maximum[1], unit, SLACK);
+        if (!ptx::any_lane(grown)) return;
+        UNROLL
+        for (int row = 0; row < 2; ++row) {
+            if (!(top[row] > maximum[row])) continue;
+            const float drop = fmaxf((maximum[row] - top[row]) * unit, FAR), shrink = ptx::exp2_approximate(drop);
+            partial_surprise[row] = shrink * (partial_surprise[row] + drop * partial_sum[row]);
+            partial_sum[row] *= shrink;
+            sum[row] *= shrink;
+            maximum[row] = top[row];
+        }
+    }
+
+    // 64 x 64 scores: the registers from `First` on. `words`: for each of the lane's two rows.
+    template <int First, int Count>
+    DEVICE void take(const float (&scores)[Count], int first_key, const Words (&words)[2]) {
+        float mass[32], block[2] = {0, 0};
+        UNROLL
+        for (int i = 0; i < 32; ++i) {
+            const int row = i / 2 % 2;
+            const float shift = maximum[row] == -INFINITY ? 0.0f : maximum[row] * unit;
+            const float distance = fmaxf(fmaf(scores[First + i], unit, -shift), FAR);
+            mass[i] = ptx::exp2_approximate(distance);
+            block[row] += mass[i];
+            partial_surprise[row] = fmaf(mass[i], distance, partial_surprise[row]);
+        }
+        float target[2][Samples];
+        bool moves[2] = {false, false};
+        UNROLL
+        for (int row = 0; row < 2; ++row) {
+            partial_sum[row] += block[row];
+            block[row] += ptx::shuffle_xor(block[row], 1);
+            block[row] += ptx::shuffle_xor(block[row], 2);
+            sum[row] += block[row];
+            UNROLL
+            for (int r = 0; r < Samples; ++r) {
+                target[row][r] = uniform(words[row].word[r]) * sum[row];
+                moves[row] = moves[row] || moves_to(row, r, block[row], target[row][r]);
+            }
+        }
+        UNROLL
+        for (int row = 0; row < 2; ++row)
+            if (ptx::any_lane(moves[row])) search<First>(scores, mass, row, first_key, block[row], target[row]);
+    }
+
+    // The natural log-sum-exp and entropy.
+    DEVICE void finish(float (&lse)[2], float (&entropy)[2]) const {
+        UNROLL
+        for (int row = 0; row < 2; ++row) {
+            float surprise = partial_surprise[row];
+            surprise += ptx::shuffle_xor(surprise, 1);
+            surprise += ptx::shuffle_xor(surprise, 2);
+            const float log_sum = ptx::log2_approximate(sum[row]);
+            lse[row] = sum[row] > 0 ? (maximum[row] * unit + log_sum) * LN2 : -INFINITY;
+            entropy[row] = sum[row] > 0 ? (log_sum - surprise / sum[row]) * LN2 : 0.0f;
+        }
+    }
+
+private:
+    static constexpr float FAR = -1e4f;  // 2 to the FAR is 0, and 0 * FAR is not NaN
+
+    // The first block with any mass is always taken; rounding must not lose it.
+    DEVICE bool moves_to(int row, int sample, float block, float target) const {
+        return block > 0 && (target < block || index[row][sample] < 0);
+    }
+
+    // How many keys' running sums each target reaches.
+    template <int First, int Count>
+    DEVICE void search(const float (&scores)[Count], const float (&mass)[32], int row, int first_key, float block,
+                       const float (&target)[Samples]) {
+        const int lane = ptx::lane_index() % 4;
+        int reached[Samples] = {}, last = -1;
+        float before = 0;
+        UNROLL
+        for (int group = 0; group < 8; ++group) {
+            const float left = row ? mass[4 * group + 2] : mass[4 * group];
+            const float right = row ? mass[4 * group + 3] : mass[4 * group + 1];
+            float own = left + right, up;
+            up = ptx::shuffle_up(own, 1);
+            if (lane >= 1) own += up;
+            up = ptx::shuffle_up(own, 2);
+            if (lane >= 2) own += up;
+            up = ptx::shuffle_up(own, 1);
+            const float start = lane >= 1 ? before + up : before;
+            UNROLL
+            for (int r = 0; r < Samples; ++r)
+                reached[r] += (start + left <= target[r]) + (start + left + right <= target[r]);
+            if (left > 0) last = 8 * group + 2 * lane;
+            if (right > 0) last = 8 * group + 2 * lane + 1;
+            before += ptx::shuffle(own, ptx::lane_index() | 3);
+        }
+        last = max_of_four(last);
+        UNROLL
+        for (int r = 0; r < Samples; ++r) {
+            reached[r] += ptx::shuffle_xor(reached[r], 1);
+            reached[r] += ptx::shuffle_xor(reached[r], 2);
+            const int place = reached[r] < last ? reached[r] : last;
+            float found = -INFINITY;
+            UNROLL
+            for (int i = 0; i < 16; ++i) {
+                const int column = i / 2 * 8 + lane * 2 + i % 2, at = First + i / 2 * 4 + i % 2;
+                if (column == place) found = row ? scores[at + 2] : scores[at];
+            }
+            found = fmaxf(found, ptx::shuffle_xor(found, 1));
+            found = fmaxf(found, ptx::shuffle_xor(found, 2));
+            if (moves_to(row, r, block, target[r])) index[row][r] = first_key + place, score[row][r] = found;
+        }
+    }
+
+    static DEVICE int max_of_four(int value) {
+        UNROLL
+        for (int mask = 1; mask < 4; mask *= 2) {
+            const int other = ptx::shuffle_xor(value, mask);
+            value = other > value ? other : value;
+        }
+        return value;
+    }
+};
+
+}  // namespace core

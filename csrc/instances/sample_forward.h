@@ -1,0 +1,39 @@
+// The sampler, for one sample or four at once.
+#pragma once
+#include "instances/fill.h"
+#include "kernels/sample_forward.h"
+
+namespace instances {
+
+template <class Kernel, class T>
+void run(const SampleForwardCall& call) {
+    SampleForwardParams params;
+    params.query = map_of<T>(call.query, Kernel::Query::ROWS);
+    params.key = params.value = map_of<T>(call.key, Kernel::Key::ROWS);
+    params.shape = shape_of(call.query, call.key);
+    params.scores = scores_of(call.scores);
+    params.seed = reinterpret_cast<const int64_t*>(call.seed);
+    params.index = reinterpret_cast<int64_t*>(call.index);
+    params.score = reinterpret_cast<float*>(call.score);
+    params.lse = reinterpret_cast<float*>(call.lse);
+    params.entropy = reinterpret_cast<float*>(call.entropy);
+    params.samples = call.samples;
+    const Shape& shape = params.shape;
+    params.tiling = {ceil_div(shape.len_q, Kernel::Query::ROWS), shape.batch * shape.heads * ceil_div(call.samples, 4),
+                     shape.group * heads_in_cache(shape.len_k, Kernel::Key::WIDTH), call.scores.right >= 0,
+                     reinterpret_cast<int*>(call.counter)};
+    launch_persistent<Kernel>(params, call.stream);
+}
+
+}  // namespace instances
+
+template <class T, int Width>
+void sample_forward(const SampleForwardCall& call) {
+    using kernels::SampleForward;
+    const bool one = call.samples == 1, windowed = call.scores.windowed();
+    const auto run = one ? windowed ? instances::run<SampleForward<T, Width, 192, 1, true>, T>
+                                    : instances::run<SampleForward<T, Width, 192, 1, false>, T>
+                         : windowed ? instances::run<SampleForward<T, Width, 128, 4, true>, T>
+                                    : instances::run<SampleForward<T, Width, 128, 4, false>, T>;
+    run(call);
+}
