@@ -35,34 +35,34 @@ Tensor tensor(const char* name, const Described& described, const Sizes& sizes) 
     return {address, own, strides};
 }
 
-// The types and widths there are kernels for.
+// The kernel of the narrowest width that holds the heads: the copy engine pads them with zeros.
 template <class Function>
-void dispatch(const std::string& dtype, int64_t width, Function function) {
+void dispatch(const std::string& dtype, int64_t head, Function function) {
     const auto by_width = [&](auto type) {
-        switch (width) {
-            case 64: return function(type, std::integral_constant<int, 64>());
-            case 128: return function(type, std::integral_constant<int, 128>());
-        }
-        throw std::invalid_argument("no kernel for head size " + std::to_string(width));
+        require(head > 0 && head % 8 == 0 && head <= 128, "no kernel for head size " + std::to_string(head));
+        return head <= 64 ? function(type, std::integral_constant<int, 64>())
+                          : function(type, std::integral_constant<int, 128>());
     };
     if (dtype == "bfloat16") return by_width(ptx::bf16());
     if (dtype == "float16") return by_width(ptx::fp16());
     throw std::invalid_argument("no kernel for dtype " + dtype);
 }
 
+int64_t wider(const Sizes& a, const Sizes& b) { return a[3] > b[3] ? a[3] : b[3]; }
+
 void forward(const std::string& dtype, const Described& query, const Described& key, const Described& value,
              const Described& output, int64_t lse, int64_t counter, const ScoreOptions& scores, int64_t stream) {
-    const Sizes rows = std::get<1>(query), keys = std::get<1>(key);
+    const Sizes rows = std::get<1>(query), keys = std::get<1>(key), values = std::get<1>(value);
     require(keys[1] > 0 && rows[1] % keys[1] == 0, "query's heads are not a multiple of key's");
     const SoftmaxForwardCall call = {tensor("query", query, rows),
                                      tensor("key", key, {rows[0], keys[1], keys[2], rows[3]}),
-                                     tensor("value", value, keys),
-                                     tensor("output", output, rows),
+                                     tensor("value", value, {keys[0], keys[1], keys[2], values[3]}),
+                                     tensor("output", output, {rows[0], rows[1], rows[2], values[3]}),
                                      lse,
                                      counter,
                                      scores,
                                      stream};
-    dispatch(dtype, rows[3], [&](auto type, auto width) { softmax_forward<decltype(type), width()>(call); });
+    dispatch(dtype, wider(rows, values), [&](auto type, auto width) { softmax_forward<decltype(type), width()>(call); });
 }
 
 void sample(const std::string& dtype, const Described& query, const Described& key, int64_t seed, int64_t index,
@@ -90,16 +90,17 @@ void backward(const std::string& dtype, const Described& query, const Described&
               const Described& grad_key, const Described& grad_value, int64_t lse, int64_t row, int64_t counter,
               int64_t row_space,
               int64_t query_space, const ScoreOptions& scores, int64_t stream) {
-    const Sizes rows = std::get<1>(query), keys = std::get<1>(key);
+    const Sizes rows = std::get<1>(query), keys = std::get<1>(key), values = std::get<1>(value);
+    const Sizes outputs = {rows[0], rows[1], rows[2], values[3]};
     require(keys[1] > 0 && rows[1] % keys[1] == 0, "query's heads are not a multiple of key's");
     const SoftmaxBackwardCall call = {tensor("query", query, rows),
                                       tensor("key", key, {rows[0], keys[1], keys[2], rows[3]}),
-                                      tensor("value", value, keys),
-                                      tensor("output", output, rows),
-                                      tensor("grad_output", grad_output, rows),
+                                      tensor("value", value, {keys[0], keys[1], keys[2], values[3]}),
+                                      tensor("output", output, outputs),
+                                      tensor("grad_output", grad_output, outputs),
                                       tensor("grad_query", grad_query, rows),
                                       tensor("grad_key", grad_key, keys),
-                                      tensor("grad_value", grad_value, keys),
+                                      tensor("grad_value", grad_value, values),
                                       lse,
                                       row,
                                       0,
@@ -108,7 +109,7 @@ void backward(const std::string& dtype, const Described& query, const Described&
                                       query_space,
                                       scores,
                                       stream};
-    dispatch(dtype, rows[3], [&](auto type, auto width) { softmax_backward<decltype(type), width()>(call); });
+    dispatch(dtype, wider(rows, values), [&](auto type, auto width) { softmax_backward<decltype(type), width()>(call); });
 }
 
 void distribution_backward(const std::string& dtype, const Described& query, const Described& key,

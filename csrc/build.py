@@ -65,12 +65,12 @@ def _recipe(kind: str, module: Path) -> str:
     else:
         compiler, flags, include = "g++", GXX_FLAGS, f"-I{HERE / 'emulator'} -I{HERE}"
         sources += sorted((HERE / "emulator").glob("*.cpp"))
-    python = f"-isystem {_pybind11()} -isystem {sysconfig.get_paths()['include']}"
+    python = f"-DATTNKERN_MODULE=_{kind} -isystem {_pybind11()} -isystem {sysconfig.get_paths()['include']}"
     objects = {f"{source.stem}.o": source for source in sources}
     return "\n".join(
         [
             "rule compile",
-            f"  command = {compiler} {flags} -DATTNKERN_MODULE=_{kind} {include} $python -MMD -MF $out.d -c $in -o $out",
+            f"  command = {compiler} {flags} {include} $python -MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link",  # under another name first: a module that is in use, or half written, is never loaded

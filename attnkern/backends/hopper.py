@@ -14,7 +14,7 @@ from attnkern.backends import sparse
 from attnkern.problem import Gradients, Inputs, Problem, new_output
 
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
-HEAD_SIZES = (64, 128)
+WIDTHS = (64, 128)  # of kernels; smaller heads are padded with zeros on their way in
 QUERY_TILE = 128  # rows that the backward's workspaces are padded to
 ALIGNMENT = 16  # bytes, of addresses and strides that the copy engine takes
 
@@ -43,8 +43,8 @@ class Kernels:
             return f"device {problem.device} is not {self._device}"
         reasons = {
             f"dtype {problem.dtype} is not float16 or bfloat16": problem.dtype not in DTYPES,
-            f"head sizes {problem.head_dim}/{problem.value_dim} are not one of {HEAD_SIZES}": (
-                problem.head_dim not in HEAD_SIZES or problem.value_dim != problem.head_dim
+            f"head sizes {problem.head_dim}/{problem.value_dim} are not multiples of 8 up to {WIDTHS[-1]}": any(
+                size % 8 or not 0 < size <= WIDTHS[-1] for size in (problem.head_dim, problem.value_dim)
             ),
             "learned centres and Gaussians run on the reference only": problem.center or problem.sigma,
             "it has no argmax": problem.selector == "argmax",
@@ -125,7 +125,7 @@ class Kernels:
         rows = problem.batch * problem.heads * (-(-problem.len_q // QUERY_TILE) * QUERY_TILE)
         counter = query.new_empty(1, dtype=torch.int32)
         row_space = query.new_empty(3 * rows, dtype=torch.float32)
-        query_space = query.new_zeros(rows * problem.head_dim, dtype=torch.float32)
+        query_space = query.new_zeros(rows * _width(problem), dtype=torch.float32)
         grad_query, grad_key = torch.empty_like(query), _unseen_zero(key, begin, end)
         numbers = [lse.contiguous(), *(None if t is None else t.contiguous() for t in (row, entropy))]
         lse, row, entropy = (0 if tensor is None else tensor.data_ptr() for tensor in numbers)
@@ -156,6 +156,11 @@ class Kernels:
         """
         left, right = problem.band
         return self._module.ScoreOptions(problem.scale, left, right, problem.query_offset - first_key)
+
+
+def _width(problem: Problem) -> int:
+    """Of the kernel."""
+    return next(width for width in WIDTHS if max(problem.head_dim, problem.value_dim) <= width)
 
 
 def _unseen_zero(tensor: Tensor, begin: int, end: int) -> Tensor:

@@ -29,7 +29,7 @@ void run(const SoftmaxBackwardCall& call) {
     rows.row_out = rows.lse_out + static_cast<int64_t>(heads) * padded;
     rows.entropy_out = rows.row_out + static_cast<int64_t>(heads) * padded;
     rows.padded_rows = padded;
-    rows.width = WIDTH;
+    rows.width = static_cast<int>(call.output.sizes[3]);
     rows.shape = shape;
     using RowsKernel = kernels::BackwardRows<T>;
     ptx::launch<RowsKernel>(rows, ceil_div(static_cast<int64_t>(heads) * padded, RowsKernel::ROWS), stream);
@@ -60,7 +60,7 @@ void run(const SoftmaxBackwardCall& call) {
     query.grad_query = rows_of(call.grad_query);
     query.padded_rows = padded;
     query.tile_rows = ROWS;
-    query.width = WIDTH;
+    query.width = static_cast<int>(call.query.sizes[3]);
     query.scale = call.scores.scale;
     query.shape = shape;
     ptx::launch<kernels::BackwardQuery<T>>(query, heads * tiles * 2, stream);

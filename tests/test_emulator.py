@@ -1,0 +1,285 @@
+"""The emulator of csrc/ptx: its arithmetic against plain loops, and every hazard that it should report."""
+
+import fcntl
+import importlib.util
+import itertools
+import re
+import shutil
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+CSRC = Path(__file__).resolve().parent.parent / "csrc"
+SOURCES = Path(__file__).resolve().parent / "emulator"
+FLAGS = ["-std=c++17", "-O1", "-march=x86-64-v3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
+MODULES = ["emulator_hazards", "emulator_primitives"]
+BF16, FP16 = torch.bfloat16, torch.float16
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+def compile_modules(folder: Path) -> None:
+    pybind11 = pytest.importorskip("pybind11")
+    includes = [f"-I{CSRC / 'emulator'}", f"-I{CSRC}"]
+    includes += ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_paths()["include"]]
+
+    machine = folder / "machine.cpp"  # all of it at once compiles faster
+    machine.write_text("".join(f'#include "{path}"\n' for path in sorted((CSRC / "emulator").glob("*.cpp"))))
+
+    def compile_one(source):
+        target = folder / f"{source.stem}.o"
+        subprocess.run(["g++", *FLAGS, *includes, "-c", str(source), "-o", str(target)], check=True)
+        return str(target)
+
+    sources = [SOURCES / f"{name.removeprefix('emulator_')}.cpp" for name in MODULES]
+    with ThreadPoolExecutor(2) as pool:
+        *mains, machine = pool.map(compile_one, [*sources, machine])
+    for name, main in zip(MODULES, mains):
+        draft = folder / f"{name}.draft"
+        subprocess.run(["g++", "-shared", main, machine, "-o", str(draft)], check=True)
+        draft.rename(folder / f"{name}.so")
+
+
+@pytest.fixture(scope="session")
+def modules(tmp_path_factory):
+    """Compiled once, also when several workers run the tests."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if base.name.startswith("popen-") else base) / "emulator"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / f"{MODULES[-1]}.so").exists():
+            compile_modules(folder)
+    loaded = []
+    for name in MODULES:
+        spec = importlib.util.spec_from_file_location(name, folder / f"{name}.so")
+        loaded.append(importlib.util.module_from_spec(spec))
+        spec.loader.exec_module(loaded[-1])
+    return loaded
+
+
+@pytest.fixture(scope="session")
+def hazards(modules):
+    return modules[0]
+
+
+@pytest.fixture
+def primitives(modules):
+    yield modules[1]
+    modules[1].set_options(0, True, 3)
+    modules[1].forget_globals()
+
+
+def share(primitives, *tensors):
+    """Lets kernels touch these tensors only; returns their addresses."""
+    for tensor in tensors:
+        primitives.register_global(tensor.data_ptr(), tensor.numel() * tensor.element_size(), True)
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def numbers(*shape, dtype=BF16, seed=0):
+    """Small integers, so that sums are exact in any order."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-8, 9, shape, generator=generator).to(dtype)
+
+
+CASES = sorted(re.findall(r'\*name = "(\w+)"', "".join(path.read_text() for path in SOURCES.glob("hazards_of_*.h"))))
+
+
+def test_every_case_is_listed(hazards):
+    assert sorted(hazards.cases()) == CASES
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hazard_is_reported(hazards, name):
+    pattern = hazards.cases()[name]
+    for seed in range(8):
+        with pytest.raises(RuntimeError, match=f"^({pattern}): .*kernel {name}, block 0.* seed {seed}]$"):
+            hazards.run(name, True, seed)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_clean_twin_runs_silently(hazards, name):
+    for seed in range(10):
+        assert hazards.run(name, False, seed) == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["accumulator_read_early", "one_lane_waits", "operand_overwritten", "operand_stored_over", "read_before_wait"],
+)
+def test_schedules_show_hazards_without_checks(hazards, name):
+    assert any(hazards.run(name, True, seed, checks=False) for seed in range(20))
+
+
+def test_a_seed_repeats_its_run(hazards):
+    reports = set()
+    for _ in range(3):
+        with pytest.raises(RuntimeError) as report:
+            hazards.run("warp_race", True, 5)
+        reports.add(str(report.value))
+    assert len(reports) == 1
+
+
+def test_deadlock_names_who_waits_for_what(hazards):
+    with pytest.raises(RuntimeError, match=r"warp 3 lanes 0-31 wait in barrier_wait parity 0 of \(0x400: phase 0, "):
+        hazards.run("too_many_bytes", True, 0)
+
+
+@pytest.mark.parametrize("b_mn_major", [False, True])
+@pytest.mark.parametrize("left", ["K-major", "MN-major", "registers"])
+@pytest.mark.parametrize("n", [32, 64, 80, 96, 128, 160, 176, 192, 256])
+def test_product(primitives, n, left, b_mn_major):
+    for dtype in (BF16, FP16):
+        a, b = numbers(64, 64, dtype=dtype), numbers(64, n, dtype=dtype, seed=1)
+        d = numbers(64, n, dtype=torch.float32, seed=2)
+        expected = d + a.float() @ b.float()
+        a_stored = a.T.contiguous() if left == "MN-major" else a
+        b_stored = b if b_mn_major else b.T.contiguous()
+        primitives.forget_globals()
+        places = share(primitives, a_stored, b_stored, d)
+        primitives.multiply(dtype == FP16, n, *places, ["K-major", "MN-major", "registers"].index(left), b_mn_major)
+        assert torch.equal(d, expected)
+
+
+def swizzled(box):
+    """Rows of 64 numbers as 16-byte chunks in the places where 128-byte swizzling puts them."""
+    chunks = box.reshape(-1, 8, 8)
+    image = torch.empty_like(chunks)
+    for row in range(chunks.shape[0]):
+        for chunk in range(8):
+            image[row, chunk ^ row % 8] = chunks[row, chunk]
+    return image.reshape(box.shape)
+
+
+@pytest.mark.parametrize("rows", [8, 64, 256])
+@pytest.mark.parametrize("place", [(0, 0, 0, 0), (64, 8, 2, 1), (-5, -3, 1, 0), (90, 290, 0, 1), (0, 0, 3, 0)])
+def test_copies_clip_at_the_tensor(primitives, rows, place):
+    batches, heads, length, width = 2, 3, 300, 104
+    source = numbers(batches, length, heads, width)  # heads inside of rows
+    target = torch.full((batches, heads, length, width), -100.0, dtype=BF16)
+    image = torch.zeros(rows, 64, dtype=BF16)
+    share(primitives, source, target, image)
+    sizes = [width, length, heads, batches]
+    from_map = primitives.TensorMap(
+        source.data_ptr(), sizes, [2 * heads * width, 2 * width, 2 * heads * width * length], rows
+    )
+    to_map = primitives.TensorMap(
+        target.data_ptr(), sizes, [2 * width, 2 * width * length, 2 * heads * width * length], rows
+    )
+    to_place = (place[0] + 16, place[1] - 9, 1, 1)
+    primitives.copy(from_map, to_map, image.data_ptr(), place, to_place)
+
+    box, expected = torch.zeros(rows, 64, dtype=BF16), torch.full_like(target, -100.0)
+    for row, column in itertools.product(range(rows), range(64)):
+        x, y, head, batch = place[0] + column, place[1] + row, place[2], place[3]
+        if 0 <= x < width and 0 <= y < length and head < heads and batch < batches:
+            box[row, column] = source[batch, y, head, x]
+    for row, column in itertools.product(range(rows), range(64)):
+        x, y, head, batch = to_place[0] + column, to_place[1] + row, to_place[2], to_place[3]
+        if 0 <= x < width and 0 <= y < length:
+            expected[batch, head, y, x] = box[row, column]
+    assert torch.equal(image, swizzled(box))
+    assert torch.equal(target, expected)
+
+
+def test_tensor_maps_are_refused_as_the_driver_does(primitives):
+    good = dict(data=64, sizes=[64, 64, 1, 1], strides=[128, 8192, 8192], box_rows=64)
+    for bad in (dict(data=72), dict(sizes=[64, 0, 1, 1]), dict(strides=[120, 8192, 8192]), dict(box_rows=257)):
+        with pytest.raises(RuntimeError, match="tensor map refused"):
+            primitives.TensorMap(*{**good, **bad}.values())
+    primitives.TensorMap(*good.values())
+
+
+def test_adding_floats(primitives):
+    sums = torch.ones(300)
+    share(primitives, sums)
+    for seed in range(5):
+        primitives.set_options(seed, True, 3)
+        sums.fill_(1)
+        primitives.add(sums.data_ptr(), 296, 3, 2)
+        expected = 1 + 2 * 3 * (4 * torch.arange(296.0) + 6)
+        assert torch.equal(sums[:296], expected) and torch.equal(sums[296:], torch.ones(4))
+
+
+def test_storing_matrices(primitives):
+    matrices = torch.arange(256, dtype=torch.int16).reshape(4, 8, 8)
+    fragments = torch.empty(32, 4, 2, dtype=torch.int16)
+    for lane in range(32):
+        fragments[lane] = matrices[:, lane // 4, lane % 4 * 2 : lane % 4 * 2 + 2]
+    plain, transposed = torch.empty(4, 8, 8, dtype=torch.int16), torch.empty(4, 8, 8, dtype=torch.int16)
+    primitives.matrices(*share(primitives, fragments, plain, transposed))
+    assert torch.equal(plain, matrices) and torch.equal(transposed, matrices.mT)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 9, 32])
+def test_phases_of_a_two_stage_ring(primitives, count):
+    rows, sums = numbers(count, 128, dtype=torch.float32), torch.empty(128)
+    share(primitives, rows, sums)
+    for seed in range(5):
+        primitives.set_options(seed, True, 3)
+        sums.fill_(torch.nan)
+        primitives.ring(rows.data_ptr(), sums.data_ptr(), count)
+        assert torch.equal(sums, rows.sum(0))
+
+
+def test_lanes_exchange(primitives):
+    blocks, results = 3, torch.full((4, 192), -1, dtype=torch.int32)
+    share(primitives, results)
+    primitives.lanes(*[row.data_ptr() for row in results], blocks)
+    place = torch.arange(64 * blocks, dtype=torch.int32)
+    assert torch.equal(results[0], place // 32 * 32 + 7)
+    assert torch.equal(results[1], place ^ 5)
+    assert torch.equal(results[2], (place % 64 >= 32).int())
+    assert torch.equal(results[3].reshape(-1, 32).sum(1), torch.ones(2 * blocks, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("checks", [True, False])
+def test_persistent_gemm(primitives, checks):
+    m, n, k = 200, 136, 200
+    a, b, c = numbers(m, k), numbers(n, k, seed=1), torch.empty(m, n, dtype=BF16)
+    places = share(primitives, a, b, c)
+    for seed in range(20):
+        primitives.set_options(seed, checks, 3)
+        c.fill_(torch.nan)
+        primitives.gemm(*places, m, n, k)
+        assert torch.equal(c, (a.float() @ b.float().T).to(BF16))
+
+
+def test_only_registered_memory_may_be_touched(primitives):
+    rows, sums = numbers(2, 128, dtype=torch.float32), torch.zeros(128)
+    share(primitives, rows[:1], sums)
+    with pytest.raises(RuntimeError, match="out of bounds: load_bytes"):
+        primitives.ring(rows.data_ptr(), sums.data_ptr(), 2)
+    primitives.forget_globals()
+    primitives.register_global(rows.data_ptr(), rows.numel() * 4, False)
+    primitives.register_global(sums.data_ptr(), sums.numel() * 4, True)
+    with pytest.raises(RuntimeError, match="uninitialised read: load_bytes"):
+        primitives.ring(rows.data_ptr(), sums.data_ptr(), 2)
+
+
+def test_conversions(primitives):
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int16)
+    for fp16, dtype in ((False, BF16), (True, FP16)):
+        values = torch.tensor([primitives.to_float(fp16, int(x) & 0xFFFF) for x in bits])
+        expected = bits.view(dtype).float()
+        assert torch.equal(values.nan_to_num(7.0), expected.nan_to_num(7.0))
+        wide = torch.randint(-(2**31), 2**31, (3000,), generator=torch.Generator().manual_seed(0))
+        inputs = torch.cat([wide.int().view(torch.float32), torch.randn(3000) * 30, torch.tensor([65504.0, 65520.0])])
+        inputs = inputs.nan_to_num(1.0)
+        for low, high in inputs.reshape(-1, 2).tolist():
+            packed = primitives.pack(fp16, low, high)
+            rounded = torch.tensor([low, high]).to(dtype).view(torch.int16)
+            assert packed == (int(rounded[0]) & 0xFFFF) | (int(rounded[1]) & 0xFFFF) << 16
+        assert primitives.pack(fp16, float("nan"), 0.0) == 0x7FFF
+
+
+def test_special_functions(primitives):
+    assert primitives.exp2(-3.0) == 0.125 and primitives.exp2(-200.0) == 0 and primitives.exp2(-130.0) == 0
+    assert primitives.exp2(float("-inf")) == 0 and primitives.log2(0.0) == float("-inf")
+    assert primitives.log2(1e-40) == float("-inf")  # subnormal numbers are flushed
+    assert primitives.multiply_high(0xFFFFFFFF, 0xFFFFFFFF) == 0xFFFFFFFE
