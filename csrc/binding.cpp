@@ -36,12 +36,13 @@ Tensor tensor(const char* name, const Described& described, const Sizes& sizes) 
 }
 
 // The kernel of the narrowest width that holds the heads: the copy engine pads them with zeros.
-template <class Function>
+template <int Widest, class Function>
 void dispatch(const std::string& dtype, int64_t head, Function function) {
     const auto by_width = [&](auto type) {
-        require(head > 0 && head % 8 == 0 && head <= 128, "no kernel for head size " + std::to_string(head));
-        return head <= 64 ? function(type, std::integral_constant<int, 64>())
-                          : function(type, std::integral_constant<int, 128>());
+        require(head > 0 && head % 8 == 0 && head <= Widest, "no kernel for head size " + std::to_string(head));
+        if (head <= 64) return function(type, std::integral_constant<int, 64>());
+        if (head <= 128) return function(type, std::integral_constant<int, 128>());
+        if constexpr (Widest > 128) return function(type, std::integral_constant<int, 256>());
     };
     if (dtype == "bfloat16") return by_width(ptx::bf16());
     if (dtype == "float16") return by_width(ptx::fp16());
@@ -62,7 +63,7 @@ void forward(const std::string& dtype, const Described& query, const Described& 
                                      counter,
                                      scores,
                                      stream};
-    dispatch(dtype, wider(rows, values), [&](auto type, auto width) { softmax_forward<decltype(type), width()>(call); });
+    dispatch<256>(dtype, wider(rows, values), [&](auto type, auto width) { softmax_forward<decltype(type), width()>(call); });
 }
 
 void sample(const std::string& dtype, const Described& query, const Described& key, int64_t seed, int64_t index,
@@ -82,7 +83,7 @@ void sample(const std::string& dtype, const Described& query, const Described& k
                                     samples,
                                     scores,
                                     stream};
-    dispatch(dtype, rows[3], [&](auto type, auto width) { sample_forward<decltype(type), width()>(call); });
+    dispatch<256>(dtype, rows[3], [&](auto type, auto width) { sample_forward<decltype(type), width()>(call); });
 }
 
 void backward(const std::string& dtype, const Described& query, const Described& key, const Described& value,
@@ -109,7 +110,7 @@ void backward(const std::string& dtype, const Described& query, const Described&
                                       query_space,
                                       scores,
                                       stream};
-    dispatch(dtype, wider(rows, values), [&](auto type, auto width) { softmax_backward<decltype(type), width()>(call); });
+    dispatch<128>(dtype, wider(rows, values), [&](auto type, auto width) { softmax_backward<decltype(type), width()>(call); });
 }
 
 void distribution_backward(const std::string& dtype, const Described& query, const Described& key,
@@ -131,7 +132,7 @@ void distribution_backward(const std::string& dtype, const Described& query, con
     call.query_space = query_space;
     call.scores = scores;
     call.stream = stream;
-    dispatch(dtype, rows[3], [&](auto type, auto width) { softmax_backward<decltype(type), width()>(call); });
+    dispatch<128>(dtype, rows[3], [&](auto type, auto width) { softmax_backward<decltype(type), width()>(call); });
 }
 
 }  // namespace

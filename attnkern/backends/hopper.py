@@ -14,7 +14,8 @@ from attnkern.backends import sparse
 from attnkern.problem import Gradients, Inputs, Problem, new_output
 
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
-WIDTHS = (64, 128)  # of kernels; smaller heads are padded with zeros on their way in
+WIDTHS = (64, 128, 256)  # of kernels; smaller heads are padded with zeros on their way in
+WIDEST_BACKWARD = 128
 QUERY_TILE = 128  # rows that the backward's workspaces are padded to
 ALIGNMENT = 16  # bytes, of addresses and strides that the copy engine takes
 
@@ -45,6 +46,9 @@ class Kernels:
             f"dtype {problem.dtype} is not float16 or bfloat16": problem.dtype not in DTYPES,
             f"head sizes {problem.head_dim}/{problem.value_dim} are not multiples of 8 up to {WIDTHS[-1]}": any(
                 size % 8 or not 0 < size <= WIDTHS[-1] for size in (problem.head_dim, problem.value_dim)
+            ),
+            f"head sizes above {WIDEST_BACKWARD} have no backward": (
+                problem.requires_grad and max(problem.head_dim, problem.value_dim) > WIDEST_BACKWARD
             ),
             "learned centres and Gaussians run on the reference only": problem.center or problem.sigma,
             "it has no argmax": problem.selector == "argmax",

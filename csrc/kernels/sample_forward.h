@@ -8,11 +8,11 @@
 namespace kernels {
 
 // So many samples at once, at most 4; more come as further heads of the tiling.
-template <class T, int Width, int Rows, int Samples, bool Windowed>
-struct SampleForward : core::QueryTiles<Width, Rows, 128, 3, false, false, Windowed> {
+template <class T, int Width, int Rows, int KeyStages, int Samples, bool Windowed>
+struct SampleForward : core::QueryTiles<Width, Rows, 128, KeyStages, false, false, Windowed> {
     using Params = SampleForwardParams;
-    static constexpr int KEYS = 128, KEY_STAGES = 3;
-    using Base = core::QueryTiles<Width, Rows, KEYS, KEY_STAGES, false, false, Windowed>;
+    static constexpr int KEYS = 128;
+    using Base = core::QueryTiles<Width, Rows, KEYS, KeyStages, false, false, Windowed>;
     using typename Base::Work;
     static constexpr const char* name = "sample_forward";
 
@@ -33,7 +33,7 @@ struct SampleForward : core::QueryTiles<Width, Rows, 128, 3, false, false, Windo
     }
 
     DEVICE void consume(int group) const {
-        core::Ring<KEY_STAGES> key_stage;
+        core::Ring<KeyStages> key_stage;
         core::Ring<Base::QUERY_STAGES> query_stage;
         const int64_t seed = ptx::load_global(params.seed);
         for (;;) {
