@@ -105,6 +105,7 @@ struct QueryTiles {
             load_key(0);
             if (!work.exists) break;
             number = params.tiling.next();
+            NO_UNROLL
             for (int step = 1; step < work.count(); ++step) {
                 load_key(step);
                 if constexpr (HasValues) load_value(step - 1);

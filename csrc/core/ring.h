@@ -12,6 +12,7 @@ struct Ring {
     DEVICE void next() {
         if (++stage == Stages) stage = 0, phase ^= 1;
     }
+    DEVICE Ring previous() const { return stage == 0 ? Ring{Stages - 1, phase ^ 1} : Ring{stage - 1, phase}; }
 };
 
 // Barriers of one ring, side by side: first the full ones, then the empty ones.

@@ -113,6 +113,7 @@ struct SoftmaxBackward {
                 Key::load(shared + VALUE, params.value, key_ring.full(key_stage), work.keys.begin, work.kv_head, work.batch);
             key_stage.next();
             for (int head = work.kv_head * shape.group; head < (work.kv_head + 1) * shape.group; ++head) {
+                NO_UNROLL
                 for (int block = work.blocks.begin; block < work.blocks.end; ++block) {
                     const int row = block * Rows;
                     const int64_t at = static_cast<int64_t>(work.batch * shape.heads + head) * params.padded_rows + row;

@@ -41,8 +41,8 @@ struct SoftmaxForward : core::QueryTiles<Width, Rows, Keys, 2, true, true, Windo
     DEVICE void consume(int group) const {
         const bool first_thread = ptx::thread_index() % ptx::WARPGROUP == 0;
         core::Ring<2> key_stage, value_stage;
-        core::Ring<QUERY_STAGES> query_stage, leaving;  // `leaving`: whose output is on its way out
-        bool leaves = false;
+        core::Ring<QUERY_STAGES> query_stage;
+        bool leaves = false;  // whether an output is on its way out, through the stage before
         core::Turns<GROUPS, TURNS> turns(group);
         float output[Width / 2], scores[Keys / 2], shrink[2];
         uint32_t weights[Keys / 4];
@@ -58,7 +58,7 @@ struct SoftmaxForward : core::QueryTiles<Width, Rows, Keys, 2, true, true, Windo
         auto let_go = [&] {  // of the query whose output has left
             if (leaves && first_thread) ptx::wait_stores_read<0>();
             ptx::warp_sync();
-            if (leaves && ptx::lane_index() == 0) query_ring.release(leaving);
+            if (leaves && ptx::lane_index() == 0) query_ring.release(query_stage.previous());
         };
 
         Work work = this->meet(query_stage);  // a block always has one
@@ -91,13 +91,12 @@ struct SoftmaxForward : core::QueryTiles<Width, Rows, Keys, 2, true, true, Windo
                 core::pack_all<T>(weights, scores);
             }
             issue_output(now.count() > 1);
-            leaving = query_stage;
-            leaves = true;
             query_stage.next();
+            leaves = true;
             auto finish = [&] {
                 ptx::pin(output);
                 this->release(value_ring, value_stage);
-                store(output, softmax, now, shared + QUERIES + leaving.stage * Query::BYTES, group, row);
+                store(output, softmax, now, shared + QUERIES + query_stage.previous().stage * Query::BYTES, group, row);
             };
             if constexpr (QUERY_STAGES == 1) {  // the next query needs this one's place
                 ptx::products_wait<0>();

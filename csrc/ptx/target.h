@@ -4,6 +4,7 @@
 
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
+#define NO_UNROLL _Pragma("unroll 1")  // where one thread has few registers
 
 namespace ptx {
 

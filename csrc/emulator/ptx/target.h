@@ -9,6 +9,7 @@
 
 #define DEVICE inline
 #define UNROLL
+#define NO_UNROLL
 
 struct alignas(8) float2 {
     float x, y;
