@@ -35,6 +35,11 @@ Tensor tensor(const char* name, const Described& described, const Sizes& sizes) 
     return {address, own, strides};
 }
 
+// Any 4-d tensor; strides 0 where broadcast. Address 0 stands for none.
+Tensor plain_tensor(const Described& described) {
+    return {std::get<0>(described), std::get<1>(described), std::get<2>(described)};
+}
+
 // The kernel of the narrowest width that holds the heads: the copy engine pads them with zeros.
 template <int Widest, class Function>
 void dispatch(const std::string& dtype, int64_t head, Function function) {
@@ -52,7 +57,8 @@ void dispatch(const std::string& dtype, int64_t head, Function function) {
 int64_t wider(const Sizes& a, const Sizes& b) { return a[3] > b[3] ? a[3] : b[3]; }
 
 void forward(const std::string& dtype, const Described& query, const Described& key, const Described& value,
-             const Described& output, int64_t lse, int64_t counter, const ScoreOptions& scores, int64_t stream) {
+             const Described& output, int64_t lse, int64_t counter, const ScoreOptions& scores,
+             const ExtraOptions& extras, int64_t stream) {
     const Sizes rows = std::get<1>(query), keys = std::get<1>(key), values = std::get<1>(value);
     require(keys[1] > 0 && rows[1] % keys[1] == 0, "query's heads are not a multiple of key's");
     const SoftmaxForwardCall call = {tensor("query", query, rows),
@@ -62,6 +68,7 @@ void forward(const std::string& dtype, const Described& query, const Described& 
                                      lse,
                                      counter,
                                      scores,
+                                     extras,
                                      stream};
     dispatch<256>(dtype, wider(rows, values), [&](auto type, auto width) { softmax_forward<decltype(type), width()>(call); });
 }
@@ -90,7 +97,8 @@ void backward(const std::string& dtype, const Described& query, const Described&
               const Described& output, const Described& grad_output, const Described& grad_query,
               const Described& grad_key, const Described& grad_value, int64_t lse, int64_t row, int64_t counter,
               int64_t row_space,
-              int64_t query_space, const ScoreOptions& scores, int64_t stream) {
+              int64_t query_space, const ScoreOptions& scores,
+             const ExtraOptions& extras, int64_t stream) {
     const Sizes rows = std::get<1>(query), keys = std::get<1>(key), values = std::get<1>(value);
     const Sizes outputs = {rows[0], rows[1], rows[2], values[3]};
     require(keys[1] > 0 && rows[1] % keys[1] == 0, "query's heads are not a multiple of key's");
@@ -109,6 +117,7 @@ void backward(const std::string& dtype, const Described& query, const Described&
                                       row_space,
                                       query_space,
                                       scores,
+                                      extras,
                                       stream};
     dispatch<128>(dtype, wider(rows, values), [&](auto type, auto width) { softmax_backward<decltype(type), width()>(call); });
 }
@@ -141,6 +150,15 @@ PYBIND11_MODULE(ATTNKERN_MODULE, module) {
     module.doc() = "Attention kernels for compute capability 9.0.";
     py::class_<ScoreOptions>(module, "ScoreOptions", "scale; left, right (-1: unlimited); offset")
         .def(py::init<float, int, int, int>());
+    py::class_<ExtraOptions>(module, "ExtraOptions", "soft cap, mask and its gradient, dropout; none by default")
+        .def(py::init())
+        .def(py::init([](float softcap, const Described& mask, int mask_bytes, const Described& mask_gradient,
+                         int64_t seed, int64_t dropout_threshold, float dropout_scale, int first_key) {
+            require(mask_bytes == 1 || mask_bytes == 2 || mask_bytes == 4, "mask_bytes must be 1 (bool), 2 or 4");
+            require(first_key % 4 == 0 || dropout_threshold == 0, "first_key must be a multiple of 4 for dropout");
+            return ExtraOptions{true, softcap, plain_tensor(mask), plain_tensor(mask_gradient), mask_bytes, seed,
+                                dropout_threshold, dropout_scale, first_key};
+        }));
     module.def("softmax_forward", &forward);
     module.def("sample_forward", &sample);
     module.def("softmax_backward", &backward);

@@ -15,11 +15,25 @@ struct ScoreOptions {
     bool windowed() const { return left >= 0 || right >= 0; }
 };
 
+// Softcap, mask and dropout; `present` if any of them is there.
+struct ExtraOptions {
+    bool present = false;
+    float softcap = 0;
+    Tensor mask = {};           // address 0: none; strides 0 where broadcast
+    Tensor mask_gradient = {};  // float32; address 0: not asked for
+    int mask_bytes = 0;         // of an entry: 1 (bool), 2 or 4
+    int64_t seed = 0;
+    int64_t dropout_threshold = 0;
+    float dropout_scale = 1;
+    int first_key = 0;
+};
+
 struct SoftmaxForwardCall {
     Tensor query, key, value, output;
     int64_t lse;
     int64_t counter;  // an int to count tiles with
     ScoreOptions scores;
+    ExtraOptions extras;
     int64_t stream;
 };
 
@@ -41,6 +55,7 @@ struct SoftmaxBackwardCall {
     int64_t counter;                 // an int to count tiles with
     int64_t row_space, query_space;  // floats: 3 x and Width x batch x heads x padded rows, the latter zero
     ScoreOptions scores;
+    ExtraOptions extras;
     int64_t stream;
 };
 

@@ -27,6 +27,20 @@ struct Scores {
     core::Window window;
 };
 
+// What else may shape scores and weights.
+struct ScoreExtras {
+    enum MaskKind { NONE, BOOL, FLOAT, SIXTEEN_BIT };
+    float softcap;  // 0: none
+    MaskKind mask_kind;
+    const void* mask;
+    float* mask_gradient;                           // float32, or null
+    int64_t mask_strides[4], gradient_strides[4];  // in elements, 0 where broadcast
+    const int64_t* seed;
+    uint32_t dropout_threshold;  // of the top 24 bits; 0: none
+    float dropout_scale;
+    int first_key;  // number of the first key, for the random numbers: a multiple of 4
+};
+
 // What every kernel that holds queries is told.
 struct ForwardParams {
     ptx::TensorMap query, key, value;
@@ -38,6 +52,7 @@ struct ForwardParams {
 struct SoftmaxForwardParams : ForwardParams {
     ptx::TensorMap output;
     float* lse;  // (batch, heads, len_q)
+    ScoreExtras extras;
 };
 
 // The heads of the tiling are those of all batches, once for every four samples.
@@ -67,6 +82,7 @@ struct SoftmaxBackwardParams {
     int padded_rows;
     Shape shape;
     Scores scores;
+    ScoreExtras extras;
     core::Tiling tiling;
 };
 

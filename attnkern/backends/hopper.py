@@ -10,6 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from attnkern import philox
 from attnkern.backends import sparse
 from attnkern.problem import Gradients, Inputs, Problem, new_output
 
@@ -54,12 +55,15 @@ class Kernels:
             "it has no argmax": problem.selector == "argmax",
             "it has no straight-through gradient": problem.straight_through and problem.requires_grad,
             "it has no kernel that writes attention weights": problem.weights,
-            "it has no mask tensor": problem.mask,
-            "it has no softcap": problem.softcap > 0,
-            "it has no dropout": problem.dropout_p > 0,
+            "its sampler has neither mask nor softcap": (
+                problem.selector != "softmax" and bool(problem.mask or problem.softcap > 0)
+            ),
             f"scale {problem.scale} is not positive": not problem.scale > 0,
             "sizes of 0": 0 in (problem.batch, problem.heads, problem.len_q, problem.len_k),
             "it has no offsets that differ in a batch": problem.query_offset is None,
+            "dropout needs the first key in sight to be a multiple of 4": (
+                problem.dropout_p > 0 and problem.query_offset is not None and _seen(problem).start % 4 != 0
+            ),
             "its gradients are summed in no fixed order, and torch.use_deterministic_algorithms is on": (
                 problem.requires_grad and torch.are_deterministic_algorithms_enabled()
             ),
@@ -68,20 +72,21 @@ class Kernels:
 
     def softmax(self, problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Output `(B, H, Lq, Ev)` and lse `(B, H, Lq)`."""
-        query, key, value = (_copyable(tensor) for tensor in inputs[:3])
+        query, key, value = _operands(problem, inputs)
         output = new_output(query, value)
         lse = query.new_empty(output.shape[:-1], dtype=torch.float32)
-        begin, end = problem.key_range(0, problem.len_q)
-        if begin == end:
+        seen = _seen(problem)
+        if seen.start == seen.stop:
             return output.zero_(), lse.fill_(float("-inf"))
         counter = query.new_empty(1, dtype=torch.int32)
         with _on(query):
             self._module.softmax_forward(
                 DTYPES[problem.dtype],
-                *(_described(tensor) for tensor in (query, key[:, :, begin:end], value[:, :, begin:end], output)),
+                *map(_described, (query, key[:, :, seen], value[:, :, seen], output)),
                 lse.data_ptr(),
                 counter.data_ptr(),
-                self._scores(problem, begin),
+                self._scores(problem, seen.start),
+                self._extras(problem, inputs, None),
                 _stream(query),
             )
         return output, lse
@@ -118,48 +123,85 @@ class Kernels:
         output: Tensor | None = None,
         row: Tensor | None = None,
         entropy: Tensor | None = None,
+        needs_mask: bool = False,
         **_,
     ) -> Gradients:
         """Gradients of query, key and, where the softmax made an output, value.
 
         `row` is what is subtracted from every gradient of a row, besides; `entropy` the gradient of the entropies.
         """
-        query, key = _copyable(inputs.query), _copyable(inputs.key)
-        begin, end = problem.key_range(0, problem.len_q)
+        query, key, value = _operands(problem, inputs)
+        has_output, seen = problem.selector == "softmax", _seen(problem)
+        grad_query = torch.empty_like(query)
+        grad_key = _unseen_zero(key, seen)
+        grad_value = _unseen_zero(value, seen) if has_output else None
+        grad_mask = inputs.attn_mask.new_zeros(inputs.attn_mask.shape, dtype=torch.float32) if needs_mask else None
+        gradients = Gradients(grad_query, grad_key, grad_value, grad_mask)
+        if seen.start == seen.stop:
+            grad_query.zero_()
+            return gradients
+
         rows = problem.batch * problem.heads * (-(-problem.len_q // QUERY_TILE) * QUERY_TILE)
         counter = query.new_empty(1, dtype=torch.int32)
         row_space = query.new_empty(3 * rows, dtype=torch.float32)
         query_space = query.new_zeros(rows * _width(problem), dtype=torch.float32)
-        grad_query, grad_key = torch.empty_like(query), _unseen_zero(key, begin, end)
-        numbers = [lse.contiguous(), *(None if t is None else t.contiguous() for t in (row, entropy))]
-        lse, row, entropy = (0 if tensor is None else tensor.data_ptr() for tensor in numbers)
-        spaces = [tensor.data_ptr() for tensor in (counter, row_space, query_space)]
-        rest = (*spaces, self._scores(problem, begin), _stream(query))
-        seen = slice(begin, end)
+        lse, row, entropy = (None if tensor is None else tensor.contiguous() for tensor in (lse, row, entropy))
+        spaces = [_address(tensor) for tensor in (counter, row_space, query_space)]
+        scores, stream = self._scores(problem, seen.start), _stream(query)
         with _on(query):
-            if problem.selector != "softmax":
+            if has_output:
+                output = _copyable(output)
+                grad_output = torch.zeros_like(output) if grad_output is None else _copyable(grad_output)
+                tensors = (query, key[:, :, seen], value[:, :, seen], output, grad_output)
+                tensors += (grad_query, grad_key[:, :, seen], grad_value[:, :, seen])
+                extras = self._extras(problem, inputs, grad_mask)
+                numbers = (_address(lse), _address(row), *spaces, scores, extras, stream)
+                self._module.softmax_backward(DTYPES[problem.dtype], *map(_described, tensors), *numbers)
+            else:
                 tensors = (query, key[:, :, seen], grad_query, grad_key[:, :, seen])
-                if begin < end:
-                    arguments = (*map(_described, tensors), lse, row, entropy, *rest)
-                    self._module.distribution_backward(DTYPES[problem.dtype], *arguments)
-                return Gradients(grad_query if begin < end else grad_query.zero_(), grad_key)
-            value, output = _copyable(inputs.value), _copyable(output)
-            grad_output = torch.zeros_like(output) if grad_output is None else _copyable(grad_output)
-            grad_value = _unseen_zero(value, begin, end)
-            if begin == end:
-                return Gradients(grad_query.zero_(), grad_key, grad_value)
-            tensors = (query, key[:, :, seen], value[:, :, seen], output, grad_output)
-            tensors += (grad_query, grad_key[:, :, seen], grad_value[:, :, seen])
-            self._module.softmax_backward(DTYPES[problem.dtype], *map(_described, tensors), lse, row, *rest)
-        return Gradients(grad_query, grad_key, grad_value)
+                numbers = (_address(lse), _address(row), _address(entropy), *spaces, scores, stream)
+                self._module.distribution_backward(DTYPES[problem.dtype], *map(_described, tensors), *numbers)
+        return gradients
 
     def _scores(self, problem: Problem, first_key: int):
-        """Where queries may look, counted from the first key that any of them may look at.
-
-        Keys outside of that are cut off: a kernel multiplies whatever lies in a tile by 0, also NaN.
-        """
+        """Where queries may look, counted from the first key that any of them may look at."""
         left, right = problem.band
         return self._module.ScoreOptions(problem.scale, left, right, problem.query_offset - first_key)
+
+    def _extras(self, problem: Problem, inputs: Inputs, grad_mask: Tensor | None):
+        if not (problem.mask or problem.softcap or problem.dropout_p):
+            return self._module.ExtraOptions()
+        seen, mask = _seen(problem), inputs.attn_mask
+        return self._module.ExtraOptions(
+            problem.softcap,
+            _broadcast(mask, seen),
+            mask.element_size() if mask is not None else 1,
+            _broadcast(grad_mask, seen),
+            _address(inputs.seed),
+            philox.dropout_threshold(problem.dropout_p),
+            1 / (1 - problem.dropout_p) if problem.dropout_p < 1 else 0.0,
+            seen.start,
+        )
+
+
+def _operands(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value for the copy engine, keys that the mask hides from every query set to 0.
+
+    They are multiplied by weights of 0, which would leave a NaN. Keys outside of every window are cut off instead.
+    """
+    query, key, value = inputs[:3]
+    mask = inputs.attn_mask
+    if mask is not None and mask.shape[3] > 1:
+        shown = (mask if mask.dtype == torch.bool else mask > float("-inf")).any(2)
+        if shown.shape[1] > 1:
+            shown = shown.unflatten(1, (problem.kv_heads, problem.group)).any(2)
+        key, value = (tensor.masked_fill(~shown[..., None], 0) for tensor in (key, value))
+    return _copyable(query), _copyable(key), _copyable(value)
+
+
+def _seen(problem: Problem) -> slice:
+    """The keys that any query may look at by its window."""
+    return slice(*problem.key_range(0, problem.len_q))
 
 
 def _width(problem: Problem) -> int:
@@ -167,11 +209,11 @@ def _width(problem: Problem) -> int:
     return next(width for width in WIDTHS if max(problem.head_dim, problem.value_dim) <= width)
 
 
-def _unseen_zero(tensor: Tensor, begin: int, end: int) -> Tensor:
-    """A new tensor like it, whose rows outside `[begin, end)`, which no query looks at, are 0."""
+def _unseen_zero(tensor: Tensor, seen: slice) -> Tensor:
+    """A new tensor like it; rows that no query looks at are 0."""
     result = torch.empty_like(tensor)
-    result[:, :, :begin] = 0
-    result[:, :, end:] = 0
+    result[:, :, : seen.start] = 0
+    result[:, :, seen.stop :] = 0
     return result
 
 
@@ -180,7 +222,8 @@ def _copyable(tensor: Tensor) -> Tensor:
     unit = ALIGNMENT // tensor.element_size()
     strides = [stride for stride, size in zip(tensor.stride()[:-1], tensor.shape) if size > 1]
     fits = tensor.stride(-1) == 1 and all(stride > 0 and stride % unit == 0 for stride in strides)
-    return tensor if fits and tensor.data_ptr() % ALIGNMENT == 0 else tensor.contiguous()
+    in_place = fits and tensor.data_ptr() % ALIGNMENT == 0
+    return tensor if in_place else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _described(tensor: Tensor) -> tuple[int, tuple[int, ...], list[int]]:
@@ -188,6 +231,20 @@ def _described(tensor: Tensor) -> tuple[int, tuple[int, ...], list[int]]:
     unit = ALIGNMENT // tensor.element_size()
     strides = [unit if size == 1 else stride for stride, size in zip(tensor.stride()[:-1], tensor.shape)]
     return tensor.data_ptr(), tuple(tensor.shape), [*strides, 1]
+
+
+def _broadcast(tensor: Tensor | None, keys: slice) -> tuple[int, tuple[int, ...], list[int]]:
+    """A mask's address, sizes and strides, 0 where it is broadcast; address 0 for none."""
+    if tensor is None:
+        return 0, (0,) * 4, [0] * 4
+    if tensor.shape[3] > 1:
+        tensor = tensor[..., keys]
+    strides = [stride if size > 1 else 0 for stride, size in zip(tensor.stride(), tensor.shape)]
+    return tensor.data_ptr(), tuple(tensor.shape), strides
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _stream(tensor: Tensor) -> int:

@@ -33,6 +33,26 @@ inline Scores scores_of(const ScoreOptions& options) {
     return {options.scale, {far(options.left), far(options.right), options.offset}};
 }
 
+inline ScoreExtras extras_of(const ExtraOptions& options) {
+    ScoreExtras extras = {};
+    extras.softcap = options.softcap;
+    extras.mask_kind = options.mask.address == 0      ? ScoreExtras::NONE
+                       : options.mask_bytes == 1 ? ScoreExtras::BOOL
+                       : options.mask_bytes == 4 ? ScoreExtras::FLOAT
+                                                 : ScoreExtras::SIXTEEN_BIT;
+    extras.mask = reinterpret_cast<const void*>(options.mask.address);
+    extras.mask_gradient = reinterpret_cast<float*>(options.mask_gradient.address);
+    for (int i = 0; i < 4; ++i) {
+        extras.mask_strides[i] = options.mask.strides[i];
+        extras.gradient_strides[i] = options.mask_gradient.strides[i];
+    }
+    extras.seed = reinterpret_cast<const int64_t*>(options.seed);
+    extras.dropout_threshold = static_cast<uint32_t>(options.dropout_threshold);
+    extras.dropout_scale = options.dropout_scale;
+    extras.first_key = options.first_key;
+    return extras;
+}
+
 // Heads whose two tensors of `rows` rows fit in a good part of the second-level cache.
 inline int heads_in_cache(int64_t rows, int width) {
     constexpr int64_t CACHE = 24 << 20;

@@ -50,6 +50,7 @@ void run(const SoftmaxBackwardCall& call) {
     params.padded_rows = padded;
     params.shape = shape;
     params.scores = scores_of(call.scores);
+    params.extras = extras_of(call.extras);
     params.tiling = {ceil_div(shape.len_k, Kernel::KEYS), heads / shape.group,
                      heads_in_cache(static_cast<int64_t>(shape.len_q) * shape.group, WIDTH), false,
                      reinterpret_cast<int*>(call.counter)};
@@ -73,9 +74,11 @@ void softmax_backward(const SoftmaxBackwardCall& call) {
     using kernels::SoftmaxBackward;
     constexpr int ROWS = instances::BACKWARD_ROWS<Width>;
     const bool has_output = call.output.address != 0, windowed = call.scores.windowed();
-    const auto run = has_output ? windowed ? instances::run<SoftmaxBackward<T, Width, ROWS, true, true>, T, true>
-                                           : instances::run<SoftmaxBackward<T, Width, ROWS, false, true>, T, true>
-                                : windowed ? instances::run<SoftmaxBackward<T, Width, ROWS, true, false>, T, false>
-                                           : instances::run<SoftmaxBackward<T, Width, ROWS, false, false>, T, false>;
+    const auto run =
+        call.extras.present ? instances::run<SoftmaxBackward<T, Width, ROWS, true, true, true>, T, true>
+        : has_output ? windowed ? instances::run<SoftmaxBackward<T, Width, ROWS, true, true, false>, T, true>
+                                : instances::run<SoftmaxBackward<T, Width, ROWS, false, true, false>, T, true>
+                     : windowed ? instances::run<SoftmaxBackward<T, Width, ROWS, true, false, false>, T, false>
+                                : instances::run<SoftmaxBackward<T, Width, ROWS, false, false, false>, T, false>;
     run(call);
 }

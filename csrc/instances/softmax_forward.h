@@ -15,6 +15,7 @@ void run(const SoftmaxForwardCall& call) {
     params.lse = reinterpret_cast<float*>(call.lse);
     params.shape = shape_of(call.query, call.key);
     params.scores = scores_of(call.scores);
+    params.extras = extras_of(call.extras);
     const Shape& shape = params.shape;
     params.tiling = {ceil_div(shape.len_q, Kernel::Query::ROWS), shape.batch * shape.heads,
                      shape.group * heads_in_cache(shape.len_k, Kernel::Key::WIDTH), call.scores.right >= 0,
@@ -28,8 +29,9 @@ template <class T, int Width>
 void softmax_forward(const SoftmaxForwardCall& call) {
     constexpr int ROWS = Width <= 64 ? 192 : 128;
     constexpr int KEYS = Width <= 128 ? 128 : 64, DENSE_KEYS = Width <= 96 ? 128 : Width <= 128 ? 160 : 80;
-    if (call.scores.windowed())
-        instances::run<kernels::SoftmaxForward<T, Width, ROWS, KEYS, true>, T>(call);
-    else
-        instances::run<kernels::SoftmaxForward<T, Width, ROWS, DENSE_KEYS, false>, T>(call);
+    using kernels::SoftmaxForward;
+    const auto run = call.extras.present        ? instances::run<SoftmaxForward<T, Width, ROWS, KEYS, true, true>, T>
+                     : call.scores.windowed() ? instances::run<SoftmaxForward<T, Width, ROWS, KEYS, true, false>, T>
+                                              : instances::run<SoftmaxForward<T, Width, ROWS, DENSE_KEYS, false, false>, T>;
+    run(call);
 }

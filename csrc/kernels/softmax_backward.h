@@ -5,6 +5,7 @@
 //
 // Without an output, only lse and entropy have gradients: there is no value, and three products remain of five.
 #pragma once
+#include "core/extras.h"
 #include "core/online_softmax.h"
 #include "core/prior.h"
 #include "core/ring.h"
@@ -19,7 +20,8 @@
 
 namespace kernels {
 
-template <class T, int Width, int Rows, bool Windowed, bool HasOutput>
+// HasExtras: a soft cap, mask or dropout may be there.
+template <class T, int Width, int Rows, bool Windowed, bool HasOutput, bool HasExtras>
 struct SoftmaxBackward {
     using Params = SoftmaxBackwardParams;
     static constexpr const char* name = "softmax_backward";
@@ -149,7 +151,7 @@ struct SoftmaxBackward {
 
     DEVICE void consume(int group) const {
         const Shape& shape = params.shape;
-        const float unit = params.scores.scale * core::LOG2E;
+        const float unit = HasExtras ? core::LOG2E : params.scores.scale * core::LOG2E;
         const bool first_thread = ptx::thread_index() % ptx::WARPGROUP == 0;
         core::Ring<1> key_stage;
         core::Ring<STAGES> stage;
@@ -191,6 +193,15 @@ struct SoftmaxBackward {
                     ptx::products_commit();
                 }
 
+                const core::Extras<T> extras(params.extras, shape, work.batch, head);
+                const int first_query = block * Rows + core::fragment_column();
+                const int first_key = work.keys.begin + group * 64 + core::fragment_row();
+                if constexpr (HasExtras) {
+                    UNROLL
+                    for (int i = 0; i < Rows / 2; ++i)
+                        scores[i] = extras.score(scores[i] * params.scores.scale, query_of(first_query, i),
+                                                 key_of(first_key, i));
+                }
                 mask(scores, work, block, group);
                 for_each_row(LSE, stage, [&](int i, float lse) { scores[i] = fmaf(scores[i], unit, -lse); });
                 if constexpr (!HasOutput) {  // an entropy's gradient: minus the log of the weight
@@ -202,7 +213,11 @@ struct SoftmaxBackward {
                 for (int i = 0; i < Rows / 2; ++i) scores[i] = ptx::exp2_approximate(scores[i]);
 
                 if constexpr (HasOutput) {
-                    core::pack_all<T>(weights, scores);
+                    if constexpr (HasExtras) {
+                        pack_dropped(weights, scores, extras, first_query, first_key);
+                    } else {
+                        core::pack_all<T>(weights, scores);
+                    }
                     ptx::products_wait<0>();
                     ptx::pin(grad_weights);
                     ptx::pin(grad_value);
@@ -210,7 +225,17 @@ struct SoftmaxBackward {
                     core::multiply_packed<T, Query>(grad_value, weights, grad_output, 1);
                     ptx::products_commit();
                 }
+                if constexpr (HasExtras)
+                    if (extras.drops()) drop(grad_weights, extras, first_query, first_key);
                 for_each_row(ROW, stage, [&](int i, float row) { grad_weights[i] = scores[i] * (grad_weights[i] - row); });
+                if constexpr (HasExtras) {
+                    for_each_row(LSE, stage, [&](int i, float lse) {
+                        const int at = query_of(first_query, i), key = key_of(first_key, i);
+                        if (extras.options.mask_gradient) extras.add_gradient(grad_weights[i], at, key);
+                        if (grad_weights[i] != 0)  // then the weight is not 0, and gives the score
+                            grad_weights[i] *= extras.slope((ptx::log2_approximate(scores[i]) + lse) * core::LN2, at, key);
+                    });
+                }
                 core::pack_all<T>(packed, grad_weights);
                 core::store_packed<GradScores, Rows>(grad_scores, group * 64, packed);
                 ptx::fence_async();
@@ -265,6 +290,30 @@ struct SoftmaxBackward {
             }
         }
         if (first_thread) ptx::wait_stores<0>();
+    }
+
+    // Of register i, given those of register 0.
+    static DEVICE int query_of(int first, int i) { return first + i / 4 * 8 + i % 2; }
+    static DEVICE int key_of(int first, int i) { return first + i / 2 % 2 * 8; }
+
+    static DEVICE void drop(float (&values)[Rows / 2], const core::Extras<T>& extras, int query, int key) {
+        UNROLL
+        for (int i = 0; i < Rows / 2; i += 4) {
+            float factors[4];
+            extras.keep_by_key(factors, query_of(query, i), key);
+            UNROLL
+            for (int j = 0; j < 4; ++j) values[i + j] *= factors[j];
+        }
+    }
+
+    // The weights that dropout leaves, rounded; `weights` keeps the others.
+    static DEVICE void pack_dropped(uint32_t (&packed)[Rows / 4], const float (&weights)[Rows / 2],
+                                    const core::Extras<T>& extras, int query, int key) {
+        float left[Rows / 2];
+        UNROLL
+        for (int i = 0; i < Rows / 2; ++i) left[i] = weights[i];
+        if (extras.drops()) drop(left, extras, query, key);
+        core::pack_all<T>(packed, left);
     }
 
     // Calls function(i, value) for every register of 64 x Rows accumulators with the value of its query.

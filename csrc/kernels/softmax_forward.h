@@ -2,6 +2,7 @@
 // runs beside the next block's scores; between warpgroups one computes its softmax while another multiplies (Shah et
 // al. 2024, arXiv 2407.08608). Blocks of keys go from last to first, so that the ragged end comes first.
 #pragma once
+#include "core/extras.h"
 #include "core/online_softmax.h"
 #include "core/query_tiles.h"
 #include "core/turns.h"
@@ -10,7 +11,8 @@
 
 namespace kernels {
 
-template <class T, int Width, int Rows, int Keys, bool Windowed>
+// HasExtras: a soft cap, mask or dropout may be there.
+template <class T, int Width, int Rows, int Keys, bool Windowed, bool HasExtras>
 struct SoftmaxForward : core::QueryTiles<Width, Rows, Keys, 2, true, true, Windowed> {
     using Params = SoftmaxForwardParams;
     using Base = core::QueryTiles<Width, Rows, Keys, 2, true, true, Windowed>;
@@ -66,12 +68,13 @@ struct SoftmaxForward : core::QueryTiles<Width, Rows, Keys, 2, true, true, Windo
         for (;;) {
             const Work now = work;
             const int row = now.rows.begin + group * 64 + core::fragment_row();
-            core::OnlineSoftmax softmax{params.scores.scale * core::LOG2E};
+            core::OnlineSoftmax softmax{HasExtras ? core::LOG2E : params.scores.scale * core::LOG2E};
             ptx::products_wait<0>();
             ptx::pin(scores);
             this->release(key_ring, key_stage);
-            this->mask(scores, now, now.block(0), row);
+            see(scores, now, 0, row);
             softmax.update(scores, shrink);
+            drop(scores, now, 0, row);
             core::pack_all<T>(weights, scores);
             if constexpr (QUERY_STAGES > 1) let_go();
             for (int step = 1; step < now.count(); ++step) {
@@ -82,8 +85,9 @@ struct SoftmaxForward : core::QueryTiles<Width, Rows, Keys, 2, true, true, Windo
                 ptx::products_wait<1>();
                 ptx::pin(scores);
                 this->release(key_ring, key_stage);
-                this->mask(scores, now, now.block(step), row);
+                see(scores, now, step, row);
                 const bool shrinks = softmax.update(scores, shrink);
+                drop(scores, now, step, row);
                 ptx::products_wait<0>();
                 ptx::pin(output);
                 this->release(value_ring, value_stage);
@@ -114,6 +118,25 @@ struct SoftmaxForward : core::QueryTiles<Width, Rows, Keys, 2, true, true, Windo
         ptx::products_wait<0>();
         if (group == 0) turns.wait();  // for the turn that nobody takes
         if (first_thread) ptx::wait_stores<0>();
+    }
+
+    // From products to scores, -inf where a query does not look.
+    DEVICE void see(float (&scores)[Keys / 2], const Work& work, int step, int row) const {
+        if constexpr (HasExtras) {
+            const core::Extras<T> extras(params.extras, params.shape, work.batch, work.head);
+            const int key = work.block(step) * Keys + core::fragment_column();
+            UNROLL
+            for (int i = 0; i < Keys / 2; ++i)
+                scores[i] = extras.score(scores[i] * params.scores.scale, row + i / 2 % 2 * 8, key + i / 4 * 8 + i % 2);
+        }
+        this->mask(scores, work, work.block(step), row);
+    }
+
+    DEVICE void drop(float (&weights)[Keys / 2], const Work& work, int step, int row) const {
+        if constexpr (HasExtras) {
+            const core::Extras<T> extras(params.extras, params.shape, work.batch, work.head);
+            if (extras.drops()) extras.drop_by_query(weights, row, work.block(step) * Keys + core::fragment_column());
+        }
     }
 
     // Through the rows of the query's tile that only this warpgroup reads, and is done with.

@@ -54,6 +54,8 @@ DEVICE void store_global(T* pointer, T value) {
     *pointer = value;
 }
 
+DEVICE void add_global(float* pointer, float value) { atomicAdd(pointer, value); }
+
 // Adds to global memory as one step; returns what was there.
 DEVICE int fetch_add(int* pointer, int value) { return atomicAdd(pointer, value); }
 

@@ -31,6 +31,12 @@ DEVICE void store_global(T* pointer, T value) {
     *pointer = value;
 }
 
+DEVICE void add_global(float* pointer, float value) {
+    emulator::check_landed(value, "add_global");
+    emulator::check_global_write(pointer, sizeof(float), alignof(float), "add_global");
+    *pointer += value;
+}
+
 DEVICE int fetch_add(int* pointer, int value) {
     emulator::running_block->scheduler.step(16);
     emulator::check_global_read(pointer, sizeof(int), alignof(int), "fetch_add");
