@@ -79,4 +79,6 @@ def _reserved(name: str, problem: Problem) -> str | None:
     """Why a backend that could run the problem is not chosen unless named."""
     if name == "triton" and problem.device == "cpu":
         return "on a CPU it is Triton's interpreter, for tests; runs when named"
+    if name == "cuda" and (problem.mask or problem.softcap or problem.dropout_p):
+        return "with a mask, softcap or dropout it has not been timed against Triton; runs when named"
     return None

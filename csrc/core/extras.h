@@ -61,10 +61,8 @@ struct Extras {
 
     DEVICE bool drops() const { return options.dropout_threshold > 0; }
 
-    // What dropout multiplies a weight by.
-    DEVICE float kept(uint32_t word) const {
-        return word >> 8 >= options.dropout_threshold ? options.dropout_scale : 0.0f;
-    }
+    DEVICE bool keeps(uint32_t word) const { return word >> 8 >= options.dropout_threshold; }
+    DEVICE float factor(bool kept) const { return kept ? options.dropout_scale : 0.0f; }
 
     DEVICE Words draw(int query, int key) const {
         return philox(ptx::load_global(options.seed), query, batch_head, 0, (key + options.first_key) / 4);
@@ -80,24 +78,26 @@ struct Extras {
             const Words own = draw(query + 8 * odd, key - 2 * odd + 2 * i);
             const uint32_t first = ptx::shuffle_xor(odd ? own.word[0] : own.word[2], 1);
             const uint32_t second = ptx::shuffle_xor(odd ? own.word[1] : own.word[3], 1);
-            weights[i] *= kept(odd ? first : own.word[0]);
-            weights[i + 1] *= kept(odd ? second : own.word[1]);
-            weights[i + 2] *= kept(odd ? own.word[2] : first);
-            weights[i + 3] *= kept(odd ? own.word[3] : second);
+            weights[i] *= factor(keeps(odd ? first : own.word[0]));
+            weights[i + 1] *= factor(keeps(odd ? second : own.word[1]));
+            weights[i + 2] *= factor(keeps(odd ? own.word[2] : first));
+            weights[i + 3] *= factor(keeps(odd ? own.word[3] : second));
         }
     }
 
-    // What dropout multiplies four weights by whose rows are keys: registers i ... i + 3 of which the first stands at
-    // `query` and `key`. Of the four lanes that share their words, each draws for one of the four and passes them on.
-    DEVICE void keep_by_key(float (&factors)[4], int query, int key) const {
+    // Which of four weights dropout keeps whose rows are keys, as bits: registers i ... i + 3, of which the first stands
+    // at `query` and `key`. Of the four lanes that share their words, each draws for one of the four and passes them on.
+    DEVICE uint32_t kept_by_key(int query, int key) const {
         const int place = ptx::lane_index() / 4 % 4;
         Words w = draw(query + place % 2, key + place / 2 * 8);
         swap_across(w.word[0], w.word[1], place % 2, 4);
         swap_across(w.word[2], w.word[3], place % 2, 4);
         swap_across(w.word[0], w.word[2], place / 2, 8);
         swap_across(w.word[1], w.word[3], place / 2, 8);
+        uint32_t bits = 0;
         UNROLL
-        for (int i = 0; i < 4; ++i) factors[i] = kept(w.word[i]);
+        for (int i = 0; i < 4; ++i) bits |= static_cast<uint32_t>(keeps(w.word[i])) << i;
+        return bits;
     }
 
     // Adds to the mask's gradient, summed over the dimensions that it is broadcast over.

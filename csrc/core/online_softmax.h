@@ -8,7 +8,19 @@
 
 namespace core {
 
+constexpr float SLACK = 8;  // units of log2 by which a maximum may lag behind
 constexpr float LN2 = 0.693147180559945309f, LOG2E = 1.44269504088896341f;
+
+// Infinite scores count as the largest that have finite units.
+template <int Count>
+DEVICE void clamp_infinite(float (&scores)[Count], float (&top)[2], float unit) {
+    if (!ptx::any_lane(top[0] == INFINITY || top[1] == INFINITY)) return;
+    const float largest = 3e38f / fmaxf(unit, 1.0f);
+    UNROLL
+    for (int i = 0; i < Count; ++i) scores[i] = fminf(scores[i], largest);
+    UNROLL
+    for (int row = 0; row < 2; ++row) top[row] = fminf(top[row], largest);
+}
 
 struct OnlineSoftmax {
     float unit;                                     // scores times this are in units of log2
@@ -19,7 +31,6 @@ struct OnlineSoftmax {
     // old one serves on; else it returns true, and `shrink` is what older weights shrink by.
     template <int Count>
     DEVICE bool update(float (&scores)[Count], float (&shrink)[2]) {
-        constexpr float SLACK = 8;
         float top[2] = {maximum[0], maximum[1]};
         UNROLL
         for (int i = 0; i < Count; ++i) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], scores[i]);
@@ -31,6 +42,7 @@ struct OnlineSoftmax {
         const float bar[2] = {fmaf(maximum[0], unit, SLACK), fmaf(maximum[1], unit, SLACK)};
         const bool grown = ptx::any_lane(top[0] * unit > bar[0] || top[1] * unit > bar[1]);
         if (grown) {
+            clamp_infinite(scores, top, unit);
             UNROLL
             for (int row = 0; row < 2; ++row) {
                 shrink[row] = top[row] == -INFINITY ? 1.0f : ptx::exp2_approximate((maximum[row] - top[row]) * unit);

@@ -24,7 +24,7 @@ struct Sampler {
 
     // Raises the maxima to those of the scores, as OnlineSoftmax does.
     template <int Count>
-    DEVICE void raise(const float (&scores)[Count]) {
+    DEVICE void raise(float (&scores)[Count]) {
         float top[2] = {maximum[0], maximum[1]};
         UNROLL
         for (int i = 0; i < Count; ++i) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], scores[i]);
@@ -33,9 +33,9 @@ struct Sampler {
             top[row] = fmaxf(top[row], ptx::shuffle_xor(top[row], 1));
             top[row] = fmaxf(top[row], ptx::shuffle_xor(top[row], 2));
         }
-        constexpr float SLACK = 8;
         const bool grown = top[0] * unit > fmaf(maximum[0], unit, SLACK) || top[1] * unit > fmaf(maximum[1], unit, SLACK);
         if (!ptx::any_lane(grown)) return;
+        clamp_infinite(scores, top, unit);
         UNROLL
         for (int row = 0; row < 2; ++row) {
             if (!(top[row] > maximum[row])) continue;

@@ -195,6 +195,11 @@ struct SoftmaxBackward {
 
                 const core::Extras<T> extras(params.extras, shape, work.batch, head);
                 const int first_query = block * Rows + core::fragment_column();
+                uint32_t kept[Rows / 64] = {};  // by dropout
+                auto factor = [&](int i) {
+                    if constexpr (HasExtras) return extras.drops() ? extras.factor(kept[i / 32] >> i % 32 & 1) : 1.0f;
+                    return 1.0f;
+                };
                 const int first_key = work.keys.begin + group * 64 + core::fragment_row();
                 if constexpr (HasExtras) {
                     UNROLL
@@ -210,14 +215,14 @@ struct SoftmaxBackward {
                     });
                 }
                 UNROLL
-                for (int i = 0; i < Rows / 2; ++i) scores[i] = ptx::exp2_approximate(scores[i]);
+                for (int i = 0; i < Rows / 2; ++i) scores[i] = ptx::exp2_approximate(ptx::min_or_nan(scores[i], 0.0f));  // at most 1
 
                 if constexpr (HasOutput) {
-                    if constexpr (HasExtras) {
-                        pack_dropped(weights, scores, extras, first_query, first_key);
-                    } else {
-                        core::pack_all<T>(weights, scores);
-                    }
+                    if constexpr (HasExtras)
+                        if (extras.drops()) draw(kept, extras, first_query, first_key);
+                    UNROLL
+                    for (int i = 0; i < Rows / 2; i += 2)
+                        weights[i / 2] = ptx::pack<T>(scores[i] * factor(i), scores[i + 1] * factor(i + 1));
                     ptx::products_wait<0>();
                     ptx::pin(grad_weights);
                     ptx::pin(grad_value);
@@ -225,12 +230,13 @@ struct SoftmaxBackward {
                     core::multiply_packed<T, Query>(grad_value, weights, grad_output, 1);
                     ptx::products_commit();
                 }
-                if constexpr (HasExtras)
-                    if (extras.drops()) drop(grad_weights, extras, first_query, first_key);
-                for_each_row(ROW, stage, [&](int i, float row) { grad_weights[i] = scores[i] * (grad_weights[i] - row); });
+                for_each_row(ROW, stage, [&](int i, float row) {
+                    grad_weights[i] = scores[i] * (grad_weights[i] * factor(i) - row);
+                });
                 if constexpr (HasExtras) {
+                    const int own_query = ptx::forget(first_query), own_key = ptx::forget(first_key);
                     for_each_row(LSE, stage, [&](int i, float lse) {
-                        const int at = query_of(first_query, i), key = key_of(first_key, i);
+                        const int at = query_of(own_query, i), key = key_of(own_key, i);
                         if (extras.options.mask_gradient) extras.add_gradient(grad_weights[i], at, key);
                         if (grad_weights[i] != 0)  // then the weight is not 0, and gives the score
                             grad_weights[i] *= extras.slope((ptx::log2_approximate(scores[i]) + lse) * core::LN2, at, key);
@@ -296,24 +302,12 @@ struct SoftmaxBackward {
     static DEVICE int query_of(int first, int i) { return first + i / 4 * 8 + i % 2; }
     static DEVICE int key_of(int first, int i) { return first + i / 2 % 2 * 8; }
 
-    static DEVICE void drop(float (&values)[Rows / 2], const core::Extras<T>& extras, int query, int key) {
+    // A bit for every register of 64 x Rows weights that dropout keeps.
+    static DEVICE void draw(uint32_t (&kept)[Rows / 64], const core::Extras<T>& extras, int query, int key) {
         UNROLL
-        for (int i = 0; i < Rows / 2; i += 4) {
-            float factors[4];
-            extras.keep_by_key(factors, query_of(query, i), key);
-            UNROLL
-            for (int j = 0; j < 4; ++j) values[i + j] *= factors[j];
-        }
-    }
-
-    // The weights that dropout leaves, rounded; `weights` keeps the others.
-    static DEVICE void pack_dropped(uint32_t (&packed)[Rows / 4], const float (&weights)[Rows / 2],
-                                    const core::Extras<T>& extras, int query, int key) {
-        float left[Rows / 2];
+        for (int i = 0; i < Rows / 64; ++i) kept[i] = 0;
         UNROLL
-        for (int i = 0; i < Rows / 2; ++i) left[i] = weights[i];
-        if (extras.drops()) drop(left, extras, query, key);
-        core::pack_all<T>(packed, left);
+        for (int i = 0; i < Rows / 2; i += 4) kept[i / 32] |= extras.kept_by_key(query_of(query, i), key) << i % 32;
     }
 
     // Calls function(i, value) for every register of 64 x Rows accumulators with the value of its query.

@@ -124,7 +124,7 @@ struct SoftmaxForward : core::QueryTiles<Width, Rows, Keys, 2, true, true, Windo
     DEVICE void see(float (&scores)[Keys / 2], const Work& work, int step, int row) const {
         if constexpr (HasExtras) {
             const core::Extras<T> extras(params.extras, params.shape, work.batch, work.head);
-            const int key = work.block(step) * Keys + core::fragment_column();
+            const int key = ptx::forget(work.block(step) * Keys + core::fragment_column());
             UNROLL
             for (int i = 0; i < Keys / 2; ++i)
                 scores[i] = extras.score(scores[i] * params.scores.scale, row + i / 2 % 2 * 8, key + i / 4 * 8 + i % 2);

@@ -55,6 +55,13 @@ DEVICE float tanh_approximate(float x) {
     return y;
 }
 
+// The smaller, or NaN if either is.
+DEVICE float min_or_nan(float a, float b) {
+    float result;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+    return result;
+}
+
 DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 
 }  // namespace ptx

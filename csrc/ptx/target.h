@@ -21,6 +21,13 @@ DEVICE int lane_index() { return threadIdx.x % WARP; }
 DEVICE int warp_index() { return __shfl_sync(~0u, threadIdx.x / WARP, 0); }
 DEVICE int warpgroup_index() { return __shfl_sync(~0u, threadIdx.x / WARPGROUP, 0); }
 
+// The same number, of which the compiler no longer knows where it came from: what is computed from it is computed anew
+// instead of being kept in registers.
+DEVICE int forget(int value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
+
 // Address of the block's dynamic shared memory, aligned to 1024 bytes as the 128-byte swizzle wants.
 // Shared addresses are 32-bit integers everywhere.
 DEVICE uint32_t shared_memory() {

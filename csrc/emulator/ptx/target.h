@@ -42,6 +42,8 @@ DEVICE int warpgroup_index() {
     return thread_index() / WARPGROUP;
 }
 
+DEVICE int forget(int value) { return value; }
+
 DEVICE uint32_t shared_memory() { return emulator::SharedMemory::BASE; }
 
 }  // namespace ptx
