@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*  ## /make \1	/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*  ## /make \1	/p' Makefile
 
 demo: $(READY)  ## a real BERT, errors, speed, and a picture of it, on this machine
 	$(BIN)/python -m attnkern demo $(ARGS)
@@ -12,12 +12,39 @@ demo: $(READY)  ## a real BERT, errors, speed, and a picture of it, on this mach
 test: $(READY)  ## all tests, on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-lint: $(READY)  ## ruff: rules and format
+CLANG_FORMAT = $(BIN)/python -c 'import clang_format; clang_format.clang_format()'
+CPP = $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+lint: $(READY)  ## rules and format: ruff for Python, clang-format for C++
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	@$(CLANG_FORMAT) --dry-run --Werror $(CPP)
+
+format: $(READY)  ## write the format that lint wants
+	$(BIN)/python -m ruff format .
+	@$(CLANG_FORMAT) -i $(CPP)
+
+# On a machine with a GPU, whose PYTHON has all that is needed: installs nothing, ends within eight minutes.
+OUT ?= out
+BENCH := --suite roofs,small,hard,module,global,local --rows 'roof| 128 |hard|L512|D128 (16|32|64)k' --seconds 120
+XDIST := -n 12 --dist worksteal --ignore tests/test_machine_code.py
+gpu-check: export PYTHONPATH = .
+gpu-check:  ## tests and a short benchmark on this machine's GPU; logs and rows go to OUT
+	@mkdir -p $(OUT); failed=; \
+	echo "gpu-check: build"; $(MAKE) gpu-build >$(OUT)/build.log 2>&1 || failed="$$failed build.log"; \
+	limit=$$($(PYTHON) -c 'import pytest_timeout' 2>/dev/null && echo --timeout=200); \
+	echo "gpu-check: tests"; OMP_NUM_THREADS=1 timeout --foreground -s INT -k 20 270 $(PYTHON) -m pytest tests $(XDIST) $$limit \
+		-q -p no:cacheprovider >$(OUT)/tests.log 2>&1 || failed="$$failed tests.log"; \
+	tail -n 1 $(OUT)/tests.log; \
+	echo "gpu-check: benchmark"; timeout -k 5 160 $(PYTHON) -m bench.run $(BENCH) --out $(OUT)/bench.jsonl \
+		>$(OUT)/bench.log 2>&1 || failed="$$failed bench.log"; \
+	tail -n 60 $(OUT)/bench.log; \
+	test -z "$$failed" || { echo "gpu-check: failed, see in $(OUT):$$failed"; exit 1; }
+
+gpu-build:  ## compile the CUDA C++ kernels into the package; needs nvcc, ninja and pybind11, but no GPU
+	$(PYTHON) csrc/build.py cuda
 
 clean:  ## remove .venv and whatever else was made
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks attnkern_demo.png
+	rm -rf .venv build csrc/build attnkern/*.so dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks attnkern_demo.png
 
 # A torch that PYTHON has is used as it is, and then no network is needed; else torch comes from the index.
 $(READY): pyproject.toml setup.py
@@ -36,4 +63,4 @@ $(READY): pyproject.toml setup.py
 	fi
 	@touch $@
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint format gpu-check gpu-build clean

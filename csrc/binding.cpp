@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "calls.h"
+#include <ptx/binding.h>
 #include <ptx/launch.h>
 #include <ptx/number.h>
 
@@ -163,4 +164,5 @@ PYBIND11_MODULE(ATTNKERN_MODULE, module) {
     module.def("sample_forward", &sample);
     module.def("softmax_backward", &backward);
     module.def("distribution_backward", &distribution_backward);
+    ptx::bind_machine(module);
 }

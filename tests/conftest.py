@@ -2,10 +2,13 @@
 
 import os
 
+import numpy as np
 import torch
 
 HAS_GPU = torch.cuda.is_available()
-if not HAS_GPU:
+if HAS_GPU:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic products ask for
+else:
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
 
 import pytest  # noqa: E402
@@ -16,6 +19,7 @@ torch.set_num_threads(1)
 def pytest_configure():
     if not HAS_GPU:
         _widen_bfloat16_products()
+        _check_addresses()
 
 
 def _widen_bfloat16_products() -> None:
@@ -38,6 +42,41 @@ def _widen_bfloat16_products() -> None:
 
     interpreter.InterpreterBuilder.create_dot = create_dot
     interpreter.InterpreterBuilder.create_dot_unmended = original
+
+
+def _check_addresses() -> None:
+    """In the interpreter, a load or store outside the kernel's tensors is an error."""
+    from triton.runtime import interpreter
+
+    executor, builder = interpreter.GridExecutor, interpreter.InterpreterBuilder
+    prepare, load, store = executor._init_args_hst, builder.create_masked_load, builder.create_masked_store
+    begins, ends = np.empty(0), np.empty(0)  # of the running kernel's memory
+
+    def prepared(self, args, kwargs):
+        nonlocal begins, ends
+        found = prepare(self, args, kwargs)
+        storages = [t.untyped_storage() for t in (*found[0], *found[1].values()) if isinstance(t, torch.Tensor)]
+        ranges = sorted({(s.data_ptr(), s.data_ptr() + s.nbytes()) for s in storages})
+        begins, ends = np.array(ranges, dtype=np.uint64).reshape(-1, 2).T
+        return found
+
+    def check(pointers, mask) -> None:
+        active = pointers.data[mask.data].astype(np.uint64)
+        size = np.uint64(pointers.get_element_ty().primitive_bitwidth // 8)
+        place = np.searchsorted(begins, active, side="right") - 1
+        outside = active[(place < 0) | (active + size > ends[place])]
+        assert not outside.size, f"{outside.size} addresses outside every tensor, such as {outside[0]:#x}"
+
+    def checked_load(self, pointers, mask, *rest):
+        check(pointers, mask)
+        return load(self, pointers, mask, *rest)
+
+    def checked_store(self, pointers, value, mask, *rest):
+        check(pointers, mask)
+        return store(self, pointers, value, mask, *rest)
+
+    executor._init_args_hst = prepared
+    builder.create_masked_load, builder.create_masked_store = checked_load, checked_store
 
 
 @pytest.fixture

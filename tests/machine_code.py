@@ -102,8 +102,8 @@ def resources(kernel, config, arguments: dict, capability: int) -> dict:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
-        usage = _cuobjdump("--dump-resource-usage", cubin.name)
-        instructions = _cuobjdump("--dump-sass", cubin.name)
+        usage = cuobjdump("--dump-resource-usage", cubin.name)
+        instructions = cuobjdump("--dump-sass", cubin.name)
     return {
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", instructions)),  # stores to and loads from local memory
@@ -112,7 +112,8 @@ def resources(kernel, config, arguments: dict, capability: int) -> dict:
     }
 
 
-def _cuobjdump(*arguments: str) -> str:
+def cuobjdump(*arguments: str) -> str:
+    """What NVIDIA's tool of that name prints."""
     return subprocess.run([CUOBJDUMP, *arguments], capture_output=True, text=True, check=True).stdout
 
 

@@ -70,6 +70,23 @@ def test_rows_with_nothing_to_look_at(backend, kind, device):
     assert (output[:, :, 3] != 0).any()
 
 
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+def test_a_masked_key_may_hold_anything(backend, softcap, device):
+    mask = torch.zeros(70, device=device)
+    mask[3] = -math.inf
+    results = []
+    for hidden in (0.0, math.nan):
+        inputs = query, key, value = tensors(device=device)
+        with torch.no_grad():
+            key[:, :, 3] = value[:, :, 3] = hidden
+        output = attnkern.global_attention(*inputs, mask, softcap=softcap, backend=backend)
+        hard = attnkern.hard_attention(*inputs, mask, softcap=softcap, seed=1, backend=backend)
+        loss = output.sum() + hard.output.sum() + hard.log_prob.sum()
+        results.append((output, hard.index, *torch.autograd.grad(loss, inputs)))
+    for clean, poisoned in zip(*results):
+        torch.testing.assert_close(clean, poisoned)
+
+
 def test_positions_outside_the_keys(backend, device):
     query, key, value = tensors(device=device)
     for offset in (-1000, 1000):

@@ -13,6 +13,9 @@ CASES = [
     for capability, dtype in ((80, "float16"), (90, "bfloat16"), (100, "bfloat16"), (120, "bfloat16"))
 ]
 
+# tiles without any spill are over 5% slower
+ALLOWED_SPILLS = {(90, 128, "backward_key_value"): 32}
+
 
 def compiled(capability: int, head_dim: int, dtype: str, *variants: str) -> list[dict]:
     """In a process of its own: this one runs the interpreter."""
@@ -29,7 +32,11 @@ def test_no_spills(capability, head_dim, dtype):
     found = compiled(capability, head_dim, dtype, "plain", "causal")
     kernels = {"softmax_forward", "backward_query", "backward_key_value", "attention_weights", "sample_forward"}
     assert {case["kernel"] for case in found} >= kernels
-    spilled = [(case["kernel"], case["variant"], case["spills"]) for case in found if case["spills"]]
+    spilled = [
+        (case["kernel"], case["variant"], case["spills"])
+        for case in found
+        if case["spills"] > ALLOWED_SPILLS.get((capability, head_dim, case["kernel"]), 0)
+    ]
     assert spilled == []
     shared = {80: 163, 90: 227, 100: 227, 120: 99}[capability] * 1024
     assert all(case["shared_bytes"] <= shared for case in found)
@@ -45,7 +52,8 @@ def test_every_option_compiles(capability, head_dim, dtype):
     assert kernels >= {"attention_weights", "sample_forward"}
 
 
-def test_masked_tiles_fit_the_smallest_gpu():
+@pytest.mark.parametrize(("capability", "kib"), [(120, 99), (90, 227)])
+def test_masked_tiles_fit(capability, kib):
     """A mask's tile is pipelined with the keys'; sm_120 (like sm_86 and sm_89) has 99 KiB for both."""
-    found = compiled(120, 128, "bfloat16", "bool", "float")
-    assert found and all(case["shared_bytes"] <= 99 * 1024 for case in found)
+    found = compiled(capability, 128, "bfloat16", "bool", "float", *(["everything"] if capability == 90 else []))
+    assert found and all(case["shared_bytes"] <= kib * 1024 for case in found)

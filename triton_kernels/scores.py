@@ -113,7 +113,7 @@ def masked_scores(
         if MASK == "bool":
             score = tl.where(tl.load(entries, mask=inside, other=0) != 0, score, float("-inf"))
         else:
-            bias = tl.load(entries, mask=inside, other=0.0).to(tl.float32)
+            bias = tl.load(entries, mask=inside, other=float("-inf")).to(tl.float32)
             # a finite bias stays finite in any unit
             score = tl.where(bias == float("-inf"), bias, score + tl.maximum(bias * UNIT, -LARGEST))
     if EDGE:

@@ -28,6 +28,7 @@ INTERPRETED = not isinstance(softmax_kernels.softmax_forward, triton.JITFunction
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LARGEST_HEAD = 256
 FARTHEST_ROW = 1 << 22  # stride between rows from which a tensor is copied
+WIDEST_SWIZZLE = 64  # features: 128 bytes of a row
 MASK_PROGRAMS = 256  # of backward_mask: enough to fill a GPU
 
 
@@ -247,6 +248,9 @@ def _arguments(problem: Problem, inputs: Inputs) -> dict:
     query, key, value, mask, offsets, seed = inputs
     left, right = problem.band
     stand_in = query  # for tensors that the compiled kernel never reads
+    block_e, block_v = _padded(problem.head_dim), _padded(problem.value_dim)
+    # tiles swizzled alike: ptxas 12.8 (Triton 3.6) mixes up the wgmma descriptors of ones that differ
+    block_e, block_v = max(block_e, min(block_v, WIDEST_SWIZZLE)), max(block_v, min(block_e, WIDEST_SWIZZLE))
     mask_strides = dict.fromkeys(("stride_mask_b", "stride_mask_h", "stride_mask_i", "stride_mask_j"), 0)
     if mask is not None:
         mask = _broadcastable(mask.view(torch.uint8) if mask.dtype == torch.bool else mask)
@@ -262,7 +266,7 @@ def _arguments(problem: Problem, inputs: Inputs) -> dict:
         "dropout_threshold": philox.dropout_threshold(problem.dropout_p),
         "dropout_scale": 1 / (1 - problem.dropout_p) if problem.dropout_p < 1 else 0.0,
         "HEAD_DIM": problem.head_dim, "VALUE_DIM": problem.value_dim,
-        "BLOCK_E": _padded(problem.head_dim), "BLOCK_V": _padded(problem.value_dim),
+        "BLOCK_E": block_e, "BLOCK_V": block_v,
         "MASK": problem.mask or "none", "OFFSETS": offsets is not None, "SOFTCAP": problem.softcap > 0,
         "LEFT": left != UNLIMITED, "RIGHT": right != UNLIMITED, "DROPOUT": problem.dropout_p > 0,
         "PRECISION": _precision(problem.dtype), "UNIT": 1.0 if problem.dtype == torch.float32 else LOG2E.value,

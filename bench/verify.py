@@ -1,0 +1,114 @@
+"""Is a result right? The definition for one head, a thousand queries at a time, in float32 or better."""
+
+import torch
+from torch import Tensor
+
+from attnkern import reference
+from attnkern.problem import UNLIMITED
+from bench.problems import SEED, Row
+
+TOLERANCE = {"bfloat16": 2e-2, "float16": 5e-3, "float32": 1e-3}  # relative, in norm
+QUERIES = 1024
+DIFFERENT_DRAWS = 0.002  # share that rounding may tip to a neighbouring key
+
+
+def complaint(
+    row: Row, tensors: tuple[Tensor, ...], results: dict[str, Tensor], gradients: dict[str, Tensor],
+    starts: dict[str, Tensor],
+) -> str | None:  # fmt: skip
+    """What is wrong with the results, or with the gradients that came of `starts`; None if nothing is.
+
+    Looks at the query heads of the first key head, in the first batch element.
+
+    Args:
+        tensors: query, key and value, `(B, H, L, D)`.
+        results: by name, "output" or all of hard attention's.
+        gradients: of "query", "key" and "value", those that were computed.
+        starts: the gradients of the results that the backward began with.
+    """
+    group = row.heads // row.kv_heads
+    query = tensors[0][0, :group].detach().float().requires_grad_(bool(gradients))
+    key, value = (tensor[0, 0].detach().float().requires_grad_(bool(gradients)) for tensor in tensors[1:])
+    drawn = "index" in results  # then output, index and score lead with the draws
+    results = {name: _first_head(name, result.detach(), group, drawn) for name, result in results.items()}
+    starts = {name: _first_head(name, start, group, drawn).float() for name, start in starts.items()}
+    norms = {name: [] for name in results if name != "index"}  # of error and of result, in each part
+    for begin in range(0, row.len_q, QUERIES):
+        score = _scores(row, query[:, begin : begin + QUERIES], key, begin)
+        found = {name: _queries(name, result, begin) for name, result in results.items()}
+        if drawn and begin == 0 and (wrong := _wrong_draws(score, found["index"])) > DIFFERENT_DRAWS:
+            return f"{wrong:.1%} of the draws differ from the reference's"
+        exact = _exact(score, value, found.get("index"))
+        for name, parts in norms.items():
+            parts.append(_norms(found[name], exact[name]))
+        if gradients:
+            sum((exact[name] * _queries(name, start, begin)).sum() for name, start in starts.items()).backward()
+    relative = {name: _relative(torch.stack(parts).norm(dim=0)) for name, parts in norms.items()}
+    for name, gradient in gradients.items():
+        found = gradient[0, :group] if name == "query" else gradient[0, 0]
+        relative[f"grad_{name}"] = _relative(_norms(found, {"query": query, "key": key, "value": value}[name].grad))
+    return judgement(relative, TOLERANCE[row.dtype])
+
+
+def judgement(relative: dict[str, float], tolerance: float) -> str | None:
+    """A sentence if an error exceeds the tolerance or is NaN."""
+    wrong = [f"{name} {error:.2g}" for name, error in relative.items() if not error < tolerance]
+    return f"wrong result, relative error of {', '.join(wrong)}" if wrong else None
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    return _relative(_norms(found, exact))
+
+
+def _first_head(name: str, result: Tensor, group: int, drawn: bool) -> Tensor:
+    """`([S,] B, H, ...)` to `([S,] G, ...)`: the query heads of the first key head."""
+    return result[:, 0, :group] if drawn and name in ("output", "index", "score") else result[0, :group]
+
+
+def _queries(name: str, result: Tensor, begin: int) -> Tensor:
+    """The part that a tile of queries has in a result."""
+    dim = -2 if name == "output" else -1
+    return result.narrow(dim, begin, min(QUERIES, result.shape[dim] - begin))
+
+
+def _scores(row: Row, query: Tensor, key: Tensor, begin: int) -> Tensor:
+    """`(G, queries, Lk)`, in natural-log units; -inf where the window hides a key."""
+    problem = row.problem("cuda")
+    score = query @ key.mT * problem.scale
+    left, right = problem.band
+    i = torch.arange(begin, begin + query.shape[1], device=query.device)[:, None]
+    j = torch.arange(row.len_k, device=query.device)
+    if left != UNLIMITED:
+        score = score.masked_fill(j < i - left, float("-inf"))
+    if right != UNLIMITED:
+        score = score.masked_fill(j > i + right, float("-inf"))
+    return score
+
+
+def _exact(score: Tensor, value: Tensor, index: Tensor | None) -> dict[str, Tensor]:
+    """All results of these queries; of hard attention, at the keys it drew."""
+    lse = score.logsumexp(-1)
+    if index is None:
+        return {"output": torch.exp(score - lse[..., None]) @ value}
+    weights = torch.exp(score - lse[..., None])
+    drawn = score.expand(len(index), *score.shape).gather(-1, index[..., None]).squeeze(-1)
+    entropy = lse - (weights * score.masked_fill(weights == 0, 0.0)).sum(-1)
+    return {"output": value[index], "score": drawn, "lse": lse, "entropy": entropy}
+
+
+def _wrong_draws(score: Tensor, index: Tensor) -> float:
+    """Share of the draws `(S, G, queries)` of the first queries that the reference, same seed, did not make."""
+    seed = torch.tensor(SEED, device=score.device)
+    expected = reference.sample(score.detach().double()[None], len(index), seed)[:, 0]
+    return (index != expected).double().mean().item()
+
+
+def _norms(found: Tensor, exact: Tensor) -> Tensor:
+    """Of the error, and of what should be."""
+    exact = exact.detach().float()
+    return torch.stack([(found.float() - exact).norm(), exact.norm()])
+
+
+def _relative(norms: Tensor) -> float:
+    error, size = norms.tolist()
+    return error / size if size else error

@@ -1,0 +1,78 @@
+"""The CUDA C++ kernels as compiled: instructions, registers and spills, read off the module; needs nvcc, but no GPU."""
+
+import re
+import subprocess
+import sys
+from collections import defaultdict
+
+import pytest
+
+from attnkern.backends import hopper
+from tests.compiled import compiled
+from tests.machine_code import cuobjdump
+
+REGISTERS = 65536  # of a multiprocessor
+NAME = re.compile(r"kernels\d+([A-Za-z]+)INS_4(bf16|fp16)E(?:Li(\d+))?")
+
+
+@pytest.fixture(scope="session")
+def module() -> str:
+    return compiled("cuda").__file__
+
+
+@pytest.fixture(scope="session")
+def kernels(module) -> dict[str, dict[str, int]]:
+    """By mangled name: registers, stack and local bytes, threads, and how often each instruction occurs."""
+    found = defaultdict(lambda: defaultdict(int))
+    usage = cuobjdump("--dump-resource-usage", module)
+    for name, registers, stack, local in re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+).* LOCAL:(\d+)", usage):
+        found[name] |= {"registers": int(registers), "stack": int(stack), "local": int(local)}
+    for part in re.split(r"^\.nv\.info\.", cuobjdump("--dump-elf", module), flags=re.MULTILINE)[1:]:
+        threads = re.search(r"EIATTR_MAX_THREADS\s+Format:.*\s+Value:\s+0x(\w+)", part)
+        found[part.split()[0]]["threads"] = int(threads[1], 16)
+    for part in re.split(r"^\s+Function : ", cuobjdump("--dump-sass", module), flags=re.MULTILINE)[1:]:
+        for instruction in re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z]\w+)", part):
+            found[part.split()[0]][instruction] += 1
+    return dict(found)
+
+
+def test_every_kernel_is_there(kernels):
+    found = {NAME.search(name).groups() for name in kernels}
+    for dtype in ("bf16", "fp16"):
+        for width in hopper.WIDTHS:
+            assert {("SoftmaxForward", dtype, str(width)), ("SampleForward", dtype, str(width))} <= found
+            assert width > hopper.WIDEST_BACKWARD or ("SoftmaxBackward", dtype, str(width)) in found
+
+
+def test_products_run_on_the_matrix_unit(kernels):
+    """wgmma is HGMMA; the small kernels around the backward have no product."""
+    assert [name for name, found in kernels.items() if NAME.search(name)[3] and not found["HGMMA"]] == []
+
+
+def test_no_spills(kernels):
+    """Heads up to 128: wider ones may."""
+    spilled = {
+        name: {what: found[what] for what in ("stack", "local", "STL", "LDL")}
+        for name, found in kernels.items()
+        if int(NAME.search(name)[3] or 0) <= 128
+        if found["stack"] or found["local"] or found["STL"] or found["LDL"]
+    }
+    assert spilled == {}
+
+
+def test_a_block_fits_a_multiprocessor(kernels):
+    """Registers; the emulator refuses a launch with more shared memory than there is."""
+    assert all(found["registers"] and found["threads"] for found in kernels.values())
+    assert [name for name, found in kernels.items() if found["registers"] * found["threads"] > REGISTERS] == []
+
+
+def test_the_module_needs_no_driver(module):
+    """Importing it maps no CUDA library, so it also imports where there is none."""
+    code = f"""
+import importlib.util
+spec = importlib.util.spec_from_file_location("attnkern._cuda", {module!r})
+spec.loader.exec_module(importlib.util.module_from_spec(spec))
+assert "libcuda" not in open("/proc/self/maps").read()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
