@@ -71,7 +71,8 @@ void forward(const std::string& dtype, const Described& query, const Described& 
                                      scores,
                                      extras,
                                      stream};
-    dispatch<256>(dtype, wider(rows, values), [&](auto type, auto width) { softmax_forward<decltype(type), width()>(call); });
+    dispatch<256>(dtype, wider(rows, values),
+                  [&](auto type, auto width) { softmax_forward<decltype(type), width()>(call); });
 }
 
 void sample(const std::string& dtype, const Described& query, const Described& key, int64_t seed, int64_t index,
@@ -97,9 +98,8 @@ void sample(const std::string& dtype, const Described& query, const Described& k
 void backward(const std::string& dtype, const Described& query, const Described& key, const Described& value,
               const Described& output, const Described& grad_output, const Described& grad_query,
               const Described& grad_key, const Described& grad_value, int64_t lse, int64_t row, int64_t counter,
-              int64_t row_space,
-              int64_t query_space, const ScoreOptions& scores,
-             const ExtraOptions& extras, int64_t stream) {
+              int64_t row_space, int64_t query_space, const ScoreOptions& scores, const ExtraOptions& extras,
+              int64_t stream) {
     const Sizes rows = std::get<1>(query), keys = std::get<1>(key), values = std::get<1>(value);
     const Sizes outputs = {rows[0], rows[1], rows[2], values[3]};
     require(keys[1] > 0 && rows[1] % keys[1] == 0, "query's heads are not a multiple of key's");
@@ -120,7 +120,8 @@ void backward(const std::string& dtype, const Described& query, const Described&
                                       scores,
                                       extras,
                                       stream};
-    dispatch<128>(dtype, wider(rows, values), [&](auto type, auto width) { softmax_backward<decltype(type), width()>(call); });
+    dispatch<128>(dtype, wider(rows, values),
+                  [&](auto type, auto width) { softmax_backward<decltype(type), width()>(call); });
 }
 
 void distribution_backward(const std::string& dtype, const Described& query, const Described& key,
@@ -157,8 +158,9 @@ PYBIND11_MODULE(ATTNKERN_MODULE, module) {
                          int64_t seed, int64_t dropout_threshold, float dropout_scale, int first_key) {
             require(mask_bytes == 1 || mask_bytes == 2 || mask_bytes == 4, "mask_bytes must be 1 (bool), 2 or 4");
             require(first_key % 4 == 0 || dropout_threshold == 0, "first_key must be a multiple of 4 for dropout");
-            return ExtraOptions{true, softcap, plain_tensor(mask), plain_tensor(mask_gradient), mask_bytes, seed,
-                                dropout_threshold, dropout_scale, first_key};
+            return ExtraOptions{true,       softcap, plain_tensor(mask), plain_tensor(mask_gradient),
+                                mask_bytes, seed,    dropout_threshold,  dropout_scale,
+                                first_key};
         }));
     module.def("softmax_forward", &forward);
     module.def("sample_forward", &sample);

@@ -39,7 +39,7 @@ struct SoftmaxForwardCall {
 
 struct SampleForwardCall {
     Tensor query, key;
-    int64_t seed;                       // one int64
+    int64_t seed;  // one int64
     int64_t index, score, lse, entropy;
     int64_t counter;  // an int to count tiles with
     int samples;

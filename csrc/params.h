@@ -33,7 +33,7 @@ struct ScoreExtras {
     float softcap;  // 0: none
     MaskKind mask_kind;
     const void* mask;
-    float* mask_gradient;                           // float32, or null
+    float* mask_gradient;                          // float32, or null
     int64_t mask_strides[4], gradient_strides[4];  // in elements, 0 where broadcast
     const int64_t* seed;
     uint32_t dropout_threshold;  // of the top 24 bits; 0: none
@@ -58,16 +58,16 @@ struct SoftmaxForwardParams : ForwardParams {
 // The heads of the tiling are those of all batches, once for every four samples.
 struct SampleForwardParams : ForwardParams {
     const int64_t* seed;
-    int64_t* index;       // (samples, batch, heads, len_q), -1 in rows with nothing to see
-    float* score;         // likewise
+    int64_t* index;        // (samples, batch, heads, len_q), -1 in rows with nothing to see
+    float* score;          // likewise
     float *lse, *entropy;  // (batch, heads, len_q)
     int samples;
 };
 
 struct BackwardRowsParams {
-    Rows output, grad_output;            // null where only lse and entropy have gradients
-    const float *lse, *row, *entropy;    // (batch, heads, len_q): row, what else is subtracted, and entropy's gradient;
-                                         // both may be null
+    Rows output, grad_output;          // null where only lse and entropy have gradients
+    const float *lse, *row, *entropy;  // (batch, heads, len_q): row, what else is subtracted, and entropy's gradient;
+                                       // both may be null
     // (batch, heads, padded_rows): lse in units of log2, +inf where a row has nothing to see or does not exist; what is
     // subtracted from every gradient of a row; the entropy's gradient.
     float *lse_out, *row_out, *entropy_out;
@@ -78,7 +78,7 @@ struct BackwardRowsParams {
 struct SoftmaxBackwardParams {
     ptx::TensorMap query, key, value, grad_output, grad_key, grad_value;
     const float *lse, *row, *entropy;  // of backward_rows
-    float* grad_query;       // sums over the blocks of keys, in the matrix unit's own order; zero at the start
+    float* grad_query;  // sums over the blocks of keys, in the matrix unit's own order; zero at the start
     int padded_rows;
     Shape shape;
     Scores scores;

@@ -9,6 +9,7 @@ import pytest
 
 import attnkern
 from attnkern.__main__ import COMMANDS, main
+from attnkern.commands import info
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -62,6 +63,14 @@ def test_info(capsys):
     out = capsys.readouterr().out
     for word in ("attnkern", "torch", "triton", "backend blocked", "backend reference", "nvcc", "rich"):
         assert word in out
+
+
+def test_info_says_how_to_get_the_cuda_kernels(monkeypatch, capsys):
+    monkeypatch.setattr(info.choose, "load", lambda name: "not there")
+    for nvcc, advice in (("/opt/nvcc", "not built: install attnkern again"), (None, "not built: install CUDA")):
+        monkeypatch.setattr(info.shutil, "which", lambda *_, found=nvcc, **__: found)
+        assert main(["info"]) == 0
+        assert advice in capsys.readouterr().out
 
 
 def test_explain_counts_work(capsys):

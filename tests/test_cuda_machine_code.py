@@ -12,6 +12,7 @@ from tests.compiled import compiled
 from tests.machine_code import cuobjdump
 
 REGISTERS = 65536  # of a multiprocessor
+WITH_EXTRAS = re.compile(r"SoftmaxForward.*Lb1ELb1EEE|SoftmaxBackward.*Lb1ELb1ELb1EEE")
 NAME = re.compile(r"kernels\d+([A-Za-z]+)INS_4(bf16|fp16)E(?:Li(\d+))?")
 
 
@@ -22,17 +23,18 @@ def module() -> str:
 
 @pytest.fixture(scope="session")
 def kernels(module) -> dict[str, dict[str, int]]:
-    """By mangled name: registers, stack and local bytes, threads, and how often each instruction occurs."""
-    found = defaultdict(lambda: defaultdict(int))
+    """By mangled name: registers, stack and local bytes, threads, and how often some instructions occur."""
+    found = defaultdict(dict)
     usage = cuobjdump("--dump-resource-usage", module)
     for name, registers, stack, local in re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+).* LOCAL:(\d+)", usage):
         found[name] |= {"registers": int(registers), "stack": int(stack), "local": int(local)}
     for part in re.split(r"^\.nv\.info\.", cuobjdump("--dump-elf", module), flags=re.MULTILINE)[1:]:
         threads = re.search(r"EIATTR_MAX_THREADS\s+Format:.*\s+Value:\s+0x(\w+)", part)
-        found[part.split()[0]]["threads"] = int(threads[1], 16)
+        found[part.split(maxsplit=1)[0]]["threads"] = int(threads[1], 16)
     for part in re.split(r"^\s+Function : ", cuobjdump("--dump-sass", module), flags=re.MULTILINE)[1:]:
-        for instruction in re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z]\w+)", part):
-            found[part.split()[0]][instruction] += 1
+        kernel = found[part.split(maxsplit=1)[0]]
+        for instruction in ("HGMMA", "STL", "LDL"):
+            kernel[instruction] = len(re.findall(rf"\b{instruction}\b", part))
     return dict(found)
 
 
@@ -50,14 +52,12 @@ def test_products_run_on_the_matrix_unit(kernels):
 
 
 def test_no_spills(kernels):
-    """Heads up to 128: wider ones may."""
-    spilled = {
-        name: {what: found[what] for what in ("stack", "local", "STL", "LDL")}
-        for name, found in kernels.items()
-        if int(NAME.search(name)[3] or 0) <= 128
-        if found["stack"] or found["local"] or found["STL"] or found["LDL"]
-    }
-    assert spilled == {}
+    """Heads up to 128, plain or with a window: wider ones may, and those with a soft cap, mask or dropout do."""
+    held = [name for name in kernels if int(NAME.search(name)[3] or 0) <= 128 and not WITH_EXTRAS.search(name)]
+    narrow = {name: kernels[name] for name in held}
+    counts = {name: {what: found[what] for what in ("stack", "local", "STL", "LDL")} for name, found in narrow.items()}
+    spilled = [f"{name}: {count}" for name, count in counts.items() if any(count.values())]
+    assert not spilled, "\n".join(spilled)
 
 
 def test_a_block_fits_a_multiprocessor(kernels):

@@ -39,27 +39,33 @@ def compile_modules(folder: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         *mains, machine = pool.map(compile_one, [*sources, machine])
     for name, main in zip(MODULES, mains):
-        draft = folder / f"{name}.draft"
-        subprocess.run(["g++", "-shared", main, machine, "-o", str(draft)], check=True)
-        draft.rename(folder / f"{name}.so")
+        subprocess.run(["g++", "-shared", main, machine, "-o", str(folder / f"{name}.so")], check=True)
+
+
+def built(tmp_path_factory, name, compile_into) -> Path:
+    """A folder that compile_into(folder) has filled: once, also when several workers run the tests."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if base.name.startswith("popen-") else base) / name
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "built").exists():
+            compile_into(folder)
+            (folder / "built").touch()
+    return folder
+
+
+def load(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")
 def modules(tmp_path_factory):
-    """Compiled once, also when several workers run the tests."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if base.name.startswith("popen-") else base) / "emulator"
-    folder.mkdir(exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / f"{MODULES[-1]}.so").exists():
-            compile_modules(folder)
-    loaded = []
-    for name in MODULES:
-        spec = importlib.util.spec_from_file_location(name, folder / f"{name}.so")
-        loaded.append(importlib.util.module_from_spec(spec))
-        spec.loader.exec_module(loaded[-1])
-    return loaded
+    folder = built(tmp_path_factory, "emulator", compile_modules)
+    return [load(folder / f"{name}.so") for name in MODULES]
 
 
 @pytest.fixture(scope="session")
@@ -172,7 +178,7 @@ def test_copies_clip_at_the_tensor(primitives, rows, place):
         target.data_ptr(), sizes, [2 * width, 2 * width * length, 2 * heads * width * length], rows
     )
     to_place = (place[0] + 16, place[1] - 9, 1, 1)
-    primitives.copy(from_map, to_map, image.data_ptr(), place, to_place)
+    primitives.copy(from_map, to_map, rows, image.data_ptr(), place, to_place)
 
     box, expected = torch.zeros(rows, 64, dtype=BF16), torch.full_like(target, -100.0)
     for row, column in itertools.product(range(rows), range(64)):
@@ -228,14 +234,46 @@ def test_phases_of_a_two_stage_ring(primitives, count):
 
 
 def test_lanes_exchange(primitives):
-    blocks, results = 3, torch.full((4, 192), -1, dtype=torch.int32)
+    blocks, results = 3, torch.full((5, 192), -1, dtype=torch.int32)
     share(primitives, results)
     primitives.lanes(*[row.data_ptr() for row in results], blocks)
     place = torch.arange(64 * blocks, dtype=torch.int32)
     assert torch.equal(results[0], place // 32 * 32 + 7)
     assert torch.equal(results[1], place ^ 5)
-    assert torch.equal(results[2], (place % 64 >= 32).int())
-    assert torch.equal(results[3].reshape(-1, 32).sum(1), torch.ones(2 * blocks, dtype=torch.int64))
+    assert torch.equal(results[2], torch.where(place % 32 < 3, place, place - 3))
+    assert torch.equal(results[3], (place % 64 >= 32).int())
+    assert torch.equal(results[4].reshape(-1, 32).sum(1), torch.ones(2 * blocks, dtype=torch.int64))
+
+
+def test_words_of_all_sizes(primitives):
+    words, out, mirrored = torch.randn(128, 4), torch.empty(128, 7), torch.empty(128, dtype=torch.int32)
+    primitives.words(*share(primitives, words, out, mirrored))
+    assert torch.equal(out, torch.cat([words, words[:, 2:], words[:, :1]], 1).flip(0))
+    assert torch.equal(mirrored, 27 - torch.arange(128, dtype=torch.int32))
+
+
+def test_tickets(primitives):
+    counter, tickets, sums = torch.tensor([5], dtype=torch.int32), torch.zeros(192, dtype=torch.int32), torch.ones(32)
+    primitives.tickets(*share(primitives, counter, tickets, sums), 3)
+    assert counter == 197 and torch.equal(tickets.sort()[0], torch.arange(5, 197, dtype=torch.int32))
+    assert torch.equal(sums, 1 + torch.arange(192.0).reshape(6, 32).sum(0))
+
+
+def test_warpgroups_take_turns(primitives):
+    numbers, last = torch.empty(2, 128, dtype=torch.int32), [torch.arange(128)] * 2
+    for turn in range(1, 8):
+        last[turn % 2] = 3 * last[1 - turn % 2].roll(-1) + turn % 2
+    share(primitives, numbers)
+    for seed in range(5):
+        primitives.set_options(seed, True, 3)
+        primitives.turns(numbers.data_ptr(), 4)
+        assert torch.equal(numbers, torch.stack(last).int())
+
+
+def test_taken_registers_hold_numbers(primitives):
+    held, rotated = torch.randn(2, 200, 128), torch.empty(2, 200, 128)
+    primitives.registers(*share(primitives, held, rotated))
+    assert torch.equal(rotated, held.roll(-1, 1))
 
 
 @pytest.mark.parametrize("checks", [True, False])
@@ -262,24 +300,39 @@ def test_only_registered_memory_may_be_touched(primitives):
         primitives.ring(rows.data_ptr(), sums.data_ptr(), 2)
 
 
-def test_conversions(primitives):
+def apply(primitives, function, x, y=None, result=torch.float32):
+    """A function of csrc/ptx/number.h, of all numbers."""
+    result = torch.empty(x.numel(), dtype=result)
+    primitives.forget_globals()
+    getattr(primitives, function)(*share(primitives, x, x if y is None else y, result), x.numel())
+    return result
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16])
+def test_conversions(primitives, dtype):
+    name = "bf16" if dtype == BF16 else "fp16"
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int16)
-    for fp16, dtype in ((False, BF16), (True, FP16)):
-        values = torch.tensor([primitives.to_float(fp16, int(x) & 0xFFFF) for x in bits])
-        expected = bits.view(dtype).float()
-        assert torch.equal(values.nan_to_num(7.0), expected.nan_to_num(7.0))
-        wide = torch.randint(-(2**31), 2**31, (3000,), generator=torch.Generator().manual_seed(0))
-        inputs = torch.cat([wide.int().view(torch.float32), torch.randn(3000) * 30, torch.tensor([65504.0, 65520.0])])
-        inputs = inputs.nan_to_num(1.0)
-        for low, high in inputs.reshape(-1, 2).tolist():
-            packed = primitives.pack(fp16, low, high)
-            rounded = torch.tensor([low, high]).to(dtype).view(torch.int16)
-            assert packed == (int(rounded[0]) & 0xFFFF) | (int(rounded[1]) & 0xFFFF) << 16
-        assert primitives.pack(fp16, float("nan"), 0.0) == 0x7FFF
+    expected = bits.view(dtype).float()
+    assert torch.equal(apply(primitives, f"{name}_to_float", bits).nan_to_num(7.0), expected.nan_to_num(7.0))
+    wide = torch.randint(-(2**31), 2**31, (3000,), generator=torch.Generator().manual_seed(0))
+    inputs = torch.cat([wide.int().view(torch.float32), torch.randn(3000) * 30, torch.tensor([65504.0, 65520.0])])
+    inputs = inputs.nan_to_num(1.0)
+    packed = apply(primitives, f"pack_{name}", inputs, inputs.flip(0), torch.int32)
+    rounded = inputs.to(dtype).view(torch.int16)
+    assert torch.equal(packed.view(torch.int16).reshape(-1, 2), torch.stack([rounded, rounded.flip(0)], 1))
+    nan = torch.tensor([torch.nan])
+    assert apply(primitives, f"pack_{name}", nan, torch.zeros(1), torch.int32) == 0x7FFF
 
 
 def test_special_functions(primitives):
-    assert primitives.exp2(-3.0) == 0.125 and primitives.exp2(-200.0) == 0 and primitives.exp2(-130.0) == 0
-    assert primitives.exp2(float("-inf")) == 0 and primitives.log2(0.0) == float("-inf")
-    assert primitives.log2(1e-40) == float("-inf")  # subnormal numbers are flushed
-    assert primitives.multiply_high(0xFFFFFFFF, 0xFFFFFFFF) == 0xFFFFFFFE
+    inf, nan = float("inf"), float("nan")
+    assert apply(primitives, "exp2", torch.tensor([-3.0, -200.0, -130.0, -inf])).tolist() == [0.125, 0, 0, 0]
+    # Subnormal numbers are flushed.
+    assert apply(primitives, "log2", torch.tensor([8.0, 0.0, 1e-40])).tolist() == [3, -inf, -inf]
+    assert apply(primitives, "tanh", torch.tensor([0.0, inf, -inf])).tolist() == [0, 1, -1]
+    x, y = torch.tensor([1.0, 2.0, nan, 1.0, -inf]), torch.tensor([2.0, 1.0, 1.0, nan, 0.0])
+    assert (
+        apply(primitives, "min_or_nan", x, y).nan_to_num(7.0).tolist() == torch.minimum(x, y).nan_to_num(7.0).tolist()
+    )
+    ones = torch.tensor([-1], dtype=torch.int32)
+    assert apply(primitives, "multiply_high", ones, result=torch.int32) == -2

@@ -1,5 +1,6 @@
 """What importing and installing the package must and must not do."""
 
+import os
 import re
 import subprocess
 import sys
@@ -48,6 +49,30 @@ def test_triton_kernels_are_ours():
     import attnkern.triton_kernels
 
     assert attnkern.triton_kernels.__name__ == "attnkern.triton_kernels"
+
+
+def setup(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess:
+    """Runs setup.py; the CUDA toolkit is a fake in the folder, whose nvcc fails."""
+    nvcc = folder / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\nexit 1\n")
+    nvcc.chmod(0o755)
+    environment = os.environ | {"CUDA_HOME": str(folder)} | environment
+    command = [sys.executable, "setup.py", "-q", *command, "--build-lib", str(folder)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+
+
+def test_a_failing_cuda_build_says_so(tmp_path):
+    done = setup(tmp_path, "build_ext")
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1].startswith("error: compiling attnkern._cuda failed")
+    assert "ATTNKERN_CUDA=0" in done.stderr
+
+
+def test_the_cuda_build_can_be_left_out(tmp_path):
+    done = setup(tmp_path, "build_ext", ATTNKERN_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob("_cuda*"))
 
 
 def test_readme_examples_run():

@@ -38,7 +38,8 @@ struct Extras {
         const int64_t at = mask_start + query * options.mask_strides[2] + key * options.mask_strides[3];
         if (options.mask_kind == ScoreExtras::BOOL)
             return ptx::load_global(static_cast<const uint8_t*>(options.mask) + at) ? 0.0f : -INFINITY;
-        if (options.mask_kind == ScoreExtras::FLOAT) return ptx::load_global(static_cast<const float*>(options.mask) + at);
+        if (options.mask_kind == ScoreExtras::FLOAT)
+            return ptx::load_global(static_cast<const float*>(options.mask) + at);
         return ptx::to_float(ptx::load_global(static_cast<const T*>(options.mask) + at));
     }
 
@@ -65,7 +66,7 @@ struct Extras {
     DEVICE float factor(bool kept) const { return kept ? options.dropout_scale : 0.0f; }
 
     DEVICE Words draw(int query, int key) const {
-        return philox(ptx::load_global(options.seed), query, batch_head, 0, (key + options.first_key) / 4);
+        return philox<true>(ptx::load_global(options.seed), query, batch_head, 0, (key + options.first_key) / 4);
     }
 
     // Multiplies weights whose rows are queries; `query` and `key` are those of register 0. Of the four lanes that share
@@ -108,7 +109,7 @@ struct Extras {
                             gradient);
     }
 
-private:
+  private:
     // One step of a transposition: the upper lane gives its `low` for the lower one's `high`.
     static DEVICE void swap_across(uint32_t& low, uint32_t& high, bool upper, int mask) {
         const uint32_t other = ptx::shuffle_xor(upper ? low : high, mask);

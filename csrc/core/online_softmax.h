@@ -23,9 +23,9 @@ DEVICE void clamp_infinite(float (&scores)[Count], float (&top)[2], float unit) 
 }
 
 struct OnlineSoftmax {
-    float unit;                                     // scores times this are in units of log2
-    float maximum[2] = {-INFINITY, -INFINITY};      // of the scores as they come
-    float sum[2] = {0, 0};                          // over this lane's columns only
+    float unit;                                 // scores times this are in units of log2
+    float maximum[2] = {-INFINITY, -INFINITY};  // of the scores as they come
+    float sum[2] = {0, 0};                      // over this lane's columns only
 
     // Turns scores into weights relative to the maximum. While no row's maximum grows by more than SLACK units the
     // old one serves on; else it returns true, and `shrink` is what older weights shrink by.

@@ -99,8 +99,8 @@ struct QueryTiles {
             query_ring.wait_empty(query_stage);
             ptx::store_shared_int(shared + NUMBERS + 4 * query_stage.stage, number);
             query_ring.announce(query_stage, Query::BYTES);
-            Query::load(shared + QUERIES + query_stage.stage * Query::BYTES, params.query,
-                        query_ring.full(query_stage), work.rows.begin, work.head, batch);
+            Query::load(shared + QUERIES + query_stage.stage * Query::BYTES, params.query, query_ring.full(query_stage),
+                        work.rows.begin, work.head, batch);
             query_stage.next();
             load_key(0);
             if (!work.exists) break;

@@ -33,7 +33,8 @@ struct Sampler {
             top[row] = fmaxf(top[row], ptx::shuffle_xor(top[row], 1));
             top[row] = fmaxf(top[row], ptx::shuffle_xor(top[row], 2));
         }
-        const bool grown = top[0] * unit > fmaf(maximum[0], unit, SLACK) || top[1] * unit > fmaf(maximum[1], unit, SLACK);
+        const bool grown =
+            top[0] * unit > fmaf(maximum[0], unit, SLACK) || top[1] * unit > fmaf(maximum[1], unit, SLACK);
         if (!ptx::any_lane(grown)) return;
         clamp_infinite(scores, top, unit);
         UNROLL
@@ -92,7 +93,7 @@ struct Sampler {
         }
     }
 
-private:
+  private:
     static constexpr float FAR = -1e4f;  // 2 to the FAR is 0, and 0 * FAR is not NaN
 
     // The first block with any mass is always taken; rounding must not lose it.

@@ -36,7 +36,7 @@ inline Scores scores_of(const ScoreOptions& options) {
 inline ScoreExtras extras_of(const ExtraOptions& options) {
     ScoreExtras extras = {};
     extras.softcap = options.softcap;
-    extras.mask_kind = options.mask.address == 0      ? ScoreExtras::NONE
+    extras.mask_kind = options.mask.address == 0 ? ScoreExtras::NONE
                        : options.mask_bytes == 1 ? ScoreExtras::BOOL
                        : options.mask_bytes == 4 ? ScoreExtras::FLOAT
                                                  : ScoreExtras::SIXTEEN_BIT;

@@ -32,9 +32,9 @@ void sample_forward(const SampleForwardCall& call) {
     using kernels::SampleForward;
     constexpr int ROWS = Width <= 128 ? 192 : 128, STAGES = Width <= 128 ? 3 : 2;
     const bool one = call.samples == 1, windowed = call.scores.windowed();
-    const auto run = one ? windowed ? instances::run<SampleForward<T, Width, ROWS, STAGES, 1, true>, T>
-                                    : instances::run<SampleForward<T, Width, ROWS, STAGES, 1, false>, T>
-                         : windowed ? instances::run<SampleForward<T, Width, 128, STAGES, 4, true>, T>
-                                    : instances::run<SampleForward<T, Width, 128, STAGES, 4, false>, T>;
+    const auto run = one        ? windowed ? instances::run<SampleForward<T, Width, ROWS, STAGES, 1, true>, T>
+                                           : instances::run<SampleForward<T, Width, ROWS, STAGES, 1, false>, T>
+                     : windowed ? instances::run<SampleForward<T, Width, 128, STAGES, 4, true>, T>
+                                : instances::run<SampleForward<T, Width, 128, STAGES, 4, false>, T>;
     run(call);
 }

@@ -74,11 +74,11 @@ void softmax_backward(const SoftmaxBackwardCall& call) {
     using kernels::SoftmaxBackward;
     constexpr int ROWS = instances::BACKWARD_ROWS<Width>;
     const bool has_output = call.output.address != 0, windowed = call.scores.windowed();
-    const auto run =
-        call.extras.present ? instances::run<SoftmaxBackward<T, Width, ROWS, true, true, true>, T, true>
-        : has_output ? windowed ? instances::run<SoftmaxBackward<T, Width, ROWS, true, true, false>, T, true>
-                                : instances::run<SoftmaxBackward<T, Width, ROWS, false, true, false>, T, true>
-                     : windowed ? instances::run<SoftmaxBackward<T, Width, ROWS, true, false, false>, T, false>
-                                : instances::run<SoftmaxBackward<T, Width, ROWS, false, false, false>, T, false>;
+    const auto run = call.extras.present ? instances::run<SoftmaxBackward<T, Width, ROWS, true, true, true>, T, true>
+                     : has_output ? windowed
+                                        ? instances::run<SoftmaxBackward<T, Width, ROWS, true, true, false>, T, true>
+                                        : instances::run<SoftmaxBackward<T, Width, ROWS, false, true, false>, T, true>
+                     : windowed   ? instances::run<SoftmaxBackward<T, Width, ROWS, true, false, false>, T, false>
+                                  : instances::run<SoftmaxBackward<T, Width, ROWS, false, false, false>, T, false>;
     run(call);
 }

@@ -30,8 +30,9 @@ void softmax_forward(const SoftmaxForwardCall& call) {
     constexpr int ROWS = Width <= 64 ? 192 : 128;
     constexpr int KEYS = Width <= 128 ? 128 : 64, DENSE_KEYS = Width <= 96 ? 128 : Width <= 128 ? 160 : 80;
     using kernels::SoftmaxForward;
-    const auto run = call.extras.present        ? instances::run<SoftmaxForward<T, Width, ROWS, KEYS, true, true>, T>
-                     : call.scores.windowed() ? instances::run<SoftmaxForward<T, Width, ROWS, KEYS, true, false>, T>
-                                              : instances::run<SoftmaxForward<T, Width, ROWS, DENSE_KEYS, false, false>, T>;
+    const auto run = call.extras.present ? instances::run<SoftmaxForward<T, Width, ROWS, KEYS, true, true>, T>
+                     : call.scores.windowed()
+                         ? instances::run<SoftmaxForward<T, Width, ROWS, KEYS, true, false>, T>
+                         : instances::run<SoftmaxForward<T, Width, ROWS, DENSE_KEYS, false, false>, T>;
     run(call);
 }

@@ -26,7 +26,8 @@ struct BackwardRows {
         const int lane = ptx::thread_index() % LANES;
         const int64_t head = index / params.padded_rows;
         const int row = static_cast<int>(index % params.padded_rows);
-        const int batch = static_cast<int>(head / params.shape.heads), own = static_cast<int>(head % params.shape.heads);
+        const int batch = static_cast<int>(head / params.shape.heads),
+                  own = static_cast<int>(head % params.shape.heads);
         const bool inside = batch < params.shape.batch, exists = inside && row < params.shape.len_q;
         float dot = 0;
         if (exists && params.output.data) {

@@ -96,8 +96,7 @@ struct SoftmaxBackward {
         work.kv_head = at.head % kv_heads;
         work.keys = {at.tile * KEYS, at.tile * KEYS + KEYS};
         work.blocks = {0, (shape.len_q + Rows - 1) / Rows};
-        if constexpr (Windowed)
-            work.blocks = params.scores.window.query_blocks(work.keys, Rows, shape.len_q);
+        if constexpr (Windowed) work.blocks = params.scores.window.query_blocks(work.keys, Rows, shape.len_q);
         return work;
     }
 
@@ -112,7 +111,8 @@ struct SoftmaxBackward {
             number = params.tiling.next();
             Key::load(shared + KEY, params.key, key_ring.full(key_stage), work.keys.begin, work.kv_head, work.batch);
             if constexpr (HasOutput)
-                Key::load(shared + VALUE, params.value, key_ring.full(key_stage), work.keys.begin, work.kv_head, work.batch);
+                Key::load(shared + VALUE, params.value, key_ring.full(key_stage), work.keys.begin, work.kv_head,
+                          work.batch);
             key_stage.next();
             for (int head = work.kv_head * shape.group; head < (work.kv_head + 1) * shape.group; ++head) {
                 NO_UNROLL
@@ -123,8 +123,8 @@ struct SoftmaxBackward {
                         ptx::load_bytes(shared + place + stage.stage * ROW_BYTES, rows + at, ROW_BYTES, barrier);
                     };
                     query_ring.begin_fill(stage, Query::BYTES + (HasOutput ? 1 : 3) * ROW_BYTES);
-                    Query::load(shared + QUERIES + stage.stage * Query::BYTES, params.query, query_ring.full(stage), row,
-                                head, work.batch);
+                    Query::load(shared + QUERIES + stage.stage * Query::BYTES, params.query, query_ring.full(stage),
+                                row, head, work.batch);
                     load_rows(LSE, params.lse, query_ring.full(stage));
                     if constexpr (HasOutput) {
                         grad_output_ring.begin_fill(stage, Query::BYTES + ROW_BYTES);
@@ -215,7 +215,8 @@ struct SoftmaxBackward {
                     });
                 }
                 UNROLL
-                for (int i = 0; i < Rows / 2; ++i) scores[i] = ptx::exp2_approximate(ptx::min_or_nan(scores[i], 0.0f));  // at most 1
+                for (int i = 0; i < Rows / 2; ++i)
+                    scores[i] = ptx::exp2_approximate(ptx::min_or_nan(scores[i], 0.0f));  // at most 1
 
                 if constexpr (HasOutput) {
                     if constexpr (HasExtras)
@@ -239,7 +240,8 @@ struct SoftmaxBackward {
                         const int at = query_of(own_query, i), key = key_of(own_key, i);
                         if (extras.options.mask_gradient) extras.add_gradient(grad_weights[i], at, key);
                         if (grad_weights[i] != 0)  // then the weight is not 0, and gives the score
-                            grad_weights[i] *= extras.slope((ptx::log2_approximate(scores[i]) + lse) * core::LN2, at, key);
+                            grad_weights[i] *=
+                                extras.slope((ptx::log2_approximate(scores[i]) + lse) * core::LN2, at, key);
                     });
                 }
                 core::pack_all<T>(packed, grad_weights);

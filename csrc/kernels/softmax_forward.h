@@ -16,9 +16,9 @@ template <class T, int Width, int Rows, int Keys, bool Windowed, bool HasExtras>
 struct SoftmaxForward : core::QueryTiles<Width, Rows, Keys, 2, true, true, Windowed> {
     using Params = SoftmaxForwardParams;
     using Base = core::QueryTiles<Width, Rows, Keys, 2, true, true, Windowed>;
-    using typename Base::Key, typename Base::Query, typename Base::Work;
     using Base::GROUPS, Base::QUERIES, Base::QUERY_STAGES, Base::VALUES;
     using Base::key_ring, Base::query_ring, Base::shared, Base::value_ring;
+    using typename Base::Key, typename Base::Query, typename Base::Work;
     static constexpr const char* name = "softmax_forward";
 
     // named barriers
@@ -54,7 +54,8 @@ struct SoftmaxForward : core::QueryTiles<Width, Rows, Keys, 2, true, true, Windo
             value_ring.wait_full(value_stage);
             ptx::pin(output);
             ptx::products_fence();
-            core::multiply_packed<T, Key>(output, weights, shared + VALUES + value_stage.stage * Key::BYTES, accumulate);
+            core::multiply_packed<T, Key>(output, weights, shared + VALUES + value_stage.stage * Key::BYTES,
+                                          accumulate);
             ptx::products_commit();
         };
         auto let_go = [&] {  // of the query whose output has left

@@ -5,9 +5,7 @@
 
 namespace ptx {
 
-DEVICE void prefetch(const TensorMap& map) {
-    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
-}
+DEVICE void prefetch(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 
 // One box at (column, row, head, batch); its bytes count on the barrier, also those outside the tensor.
 DEVICE void load_tile(uint32_t destination, const TensorMap& map, uint32_t barrier, int column, int row, int head,
@@ -21,10 +19,10 @@ DEVICE void load_tile(uint32_t destination, const TensorMap& map, uint32_t barri
 
 // A run of bytes: source, destination and size are multiples of 16.
 DEVICE void load_bytes(uint32_t destination, const void* source, int bytes, uint32_t barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     destination),
-                 "l"(source), "r"(bytes), "r"(barrier)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(destination),
+        "l"(source), "r"(bytes), "r"(barrier)
+        : "memory");
 }
 
 DEVICE void store_tile(const TensorMap& map, uint32_t source, int column, int row, int head, int batch) {

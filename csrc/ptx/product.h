@@ -57,85 +57,80 @@ template <class T, int N>
 struct Product;
 
 // The operands of the assembly text: N / 2 accumulators, in eights.
-#define ATTNKERN_EIGHT(i)                                                                                  \
+#define ATTNKERN_EIGHT(i)                                                                                       \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
         "+f"(d[i + 7])
-#define ATTNKERN_TEXT_32 "%0, %1, %2, %3, %4, %5, %6, %7" \
+#define ATTNKERN_TEXT_32             \
+    "%0, %1, %2, %3, %4, %5, %6, %7" \
     ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define ATTNKERN_REGISTERS_32 ATTNKERN_EIGHT(0), \
-    ATTNKERN_EIGHT(8)
-#define ATTNKERN_TEXT_64 ATTNKERN_TEXT_32 \
+#define ATTNKERN_REGISTERS_32 ATTNKERN_EIGHT(0), ATTNKERN_EIGHT(8)
+#define ATTNKERN_TEXT_64                       \
+    ATTNKERN_TEXT_32                           \
     ", %16, %17, %18, %19, %20, %21, %22, %23" \
     ", %24, %25, %26, %27, %28, %29, %30, %31"
-#define ATTNKERN_REGISTERS_64 ATTNKERN_REGISTERS_32, \
-    ATTNKERN_EIGHT(16), \
-    ATTNKERN_EIGHT(24)
-#define ATTNKERN_TEXT_80 ATTNKERN_TEXT_64 \
+#define ATTNKERN_REGISTERS_64 ATTNKERN_REGISTERS_32, ATTNKERN_EIGHT(16), ATTNKERN_EIGHT(24)
+#define ATTNKERN_TEXT_80 \
+    ATTNKERN_TEXT_64     \
     ", %32, %33, %34, %35, %36, %37, %38, %39"
-#define ATTNKERN_REGISTERS_80 ATTNKERN_REGISTERS_64, \
-    ATTNKERN_EIGHT(32)
-#define ATTNKERN_TEXT_96 ATTNKERN_TEXT_80 \
+#define ATTNKERN_REGISTERS_80 ATTNKERN_REGISTERS_64, ATTNKERN_EIGHT(32)
+#define ATTNKERN_TEXT_96 \
+    ATTNKERN_TEXT_80     \
     ", %40, %41, %42, %43, %44, %45, %46, %47"
-#define ATTNKERN_REGISTERS_96 ATTNKERN_REGISTERS_80, \
-    ATTNKERN_EIGHT(40)
-#define ATTNKERN_TEXT_128 ATTNKERN_TEXT_96 \
+#define ATTNKERN_REGISTERS_96 ATTNKERN_REGISTERS_80, ATTNKERN_EIGHT(40)
+#define ATTNKERN_TEXT_128                      \
+    ATTNKERN_TEXT_96                           \
     ", %48, %49, %50, %51, %52, %53, %54, %55" \
     ", %56, %57, %58, %59, %60, %61, %62, %63"
-#define ATTNKERN_REGISTERS_128 ATTNKERN_REGISTERS_96, \
-    ATTNKERN_EIGHT(48), \
-    ATTNKERN_EIGHT(56)
-#define ATTNKERN_TEXT_160 ATTNKERN_TEXT_128 \
+#define ATTNKERN_REGISTERS_128 ATTNKERN_REGISTERS_96, ATTNKERN_EIGHT(48), ATTNKERN_EIGHT(56)
+#define ATTNKERN_TEXT_160                      \
+    ATTNKERN_TEXT_128                          \
     ", %64, %65, %66, %67, %68, %69, %70, %71" \
     ", %72, %73, %74, %75, %76, %77, %78, %79"
-#define ATTNKERN_REGISTERS_160 ATTNKERN_REGISTERS_128, \
-    ATTNKERN_EIGHT(64), \
-    ATTNKERN_EIGHT(72)
-#define ATTNKERN_TEXT_176 ATTNKERN_TEXT_128 \
+#define ATTNKERN_REGISTERS_160 ATTNKERN_REGISTERS_128, ATTNKERN_EIGHT(64), ATTNKERN_EIGHT(72)
+#define ATTNKERN_TEXT_176                      \
+    ATTNKERN_TEXT_128                          \
     ", %64, %65, %66, %67, %68, %69, %70, %71" \
     ", %72, %73, %74, %75, %76, %77, %78, %79" \
     ", %80, %81, %82, %83, %84, %85, %86, %87"
-#define ATTNKERN_REGISTERS_176 ATTNKERN_REGISTERS_128, \
-    ATTNKERN_EIGHT(64), \
-    ATTNKERN_EIGHT(72), \
-    ATTNKERN_EIGHT(80)
-#define ATTNKERN_TEXT_192 ATTNKERN_TEXT_176 \
+#define ATTNKERN_REGISTERS_176 ATTNKERN_REGISTERS_128, ATTNKERN_EIGHT(64), ATTNKERN_EIGHT(72), ATTNKERN_EIGHT(80)
+#define ATTNKERN_TEXT_192 \
+    ATTNKERN_TEXT_176     \
     ", %88, %89, %90, %91, %92, %93, %94, %95"
-#define ATTNKERN_REGISTERS_192 ATTNKERN_REGISTERS_176, \
-    ATTNKERN_EIGHT(88)
-#define ATTNKERN_TEXT_256 ATTNKERN_TEXT_192 \
-    ", %96, %97, %98, %99, %100, %101, %102, %103" \
+#define ATTNKERN_REGISTERS_192 ATTNKERN_REGISTERS_176, ATTNKERN_EIGHT(88)
+#define ATTNKERN_TEXT_256                              \
+    ATTNKERN_TEXT_192                                  \
+    ", %96, %97, %98, %99, %100, %101, %102, %103"     \
     ", %104, %105, %106, %107, %108, %109, %110, %111" \
     ", %112, %113, %114, %115, %116, %117, %118, %119" \
     ", %120, %121, %122, %123, %124, %125, %126, %127"
-#define ATTNKERN_REGISTERS_256 ATTNKERN_REGISTERS_192, \
-    ATTNKERN_EIGHT(96), \
-    ATTNKERN_EIGHT(104), \
-    ATTNKERN_EIGHT(112), \
-    ATTNKERN_EIGHT(120)
+#define ATTNKERN_REGISTERS_256 \
+    ATTNKERN_REGISTERS_192, ATTNKERN_EIGHT(96), ATTNKERN_EIGHT(104), ATTNKERN_EIGHT(112), ATTNKERN_EIGHT(120)
 
 // P0 ... P6 are the numbers of the operands that follow the accumulators.
-#define ATTNKERN_PRODUCT(TYPE, MNEMONIC, N, P0, P1, P2, P3, P4, P5, P6)                                                \
-    template <>                                                                                                        \
-    struct Product<TYPE, N> {                                                                                          \
-        template <Major MajorA, Major MajorB>                                                                          \
-        static DEVICE void shared(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate) {                         \
-            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P2 ", 0;\n"                                               \
-                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." MNEMONIC "." MNEMONIC " {" ATTNKERN_TEXT_##N \
-                         "}, " P0 ", " P1 ", p, 1, 1, " P3 ", " P4 ";\n}\n"                                            \
-                         : ATTNKERN_REGISTERS_##N                                                                      \
-                         : "l"(a), "l"(b), "r"(accumulate), "n"(int(MajorA)), "n"(int(MajorB)));                       \
-        }                                                                                                              \
-        template <Major MajorB>                                                                                        \
-        static DEVICE void registers(float (&d)[N / 2], const uint32_t* a, uint64_t b, int accumulate) {               \
-            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P5 ", 0;\n"                                               \
-                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." MNEMONIC "." MNEMONIC " {" ATTNKERN_TEXT_##N \
-                         "}, {" P0 ", " P1 ", " P2 ", " P3 "}, " P4 ", p, 1, 1, " P6 ";\n}\n"                          \
-                         : ATTNKERN_REGISTERS_##N                                                                      \
-                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(int(MajorB)));     \
-        }                                                                                                              \
+#define ATTNKERN_PRODUCT(TYPE, MNEMONIC, N, P0, P1, P2, P3, P4, P5, P6)                                              \
+    template <>                                                                                                      \
+    struct Product<TYPE, N> {                                                                                        \
+        template <Major MajorA, Major MajorB>                                                                        \
+        static DEVICE void shared(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate) {                       \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P2                                                      \
+                         ", 0;\n"                                                                                    \
+                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." MNEMONIC "." MNEMONIC                     \
+                         " {" ATTNKERN_TEXT_##N "}, " P0 ", " P1 ", p, 1, 1, " P3 ", " P4 ";\n}\n"                   \
+                         : ATTNKERN_REGISTERS_##N                                                                    \
+                         : "l"(a), "l"(b), "r"(accumulate), "n"(int(MajorA)), "n"(int(MajorB)));                     \
+        }                                                                                                            \
+        template <Major MajorB>                                                                                      \
+        static DEVICE void registers(float (&d)[N / 2], const uint32_t* a, uint64_t b, int accumulate) {             \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P5                                                      \
+                         ", 0;\n"                                                                                    \
+                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." MNEMONIC "." MNEMONIC                     \
+                         " {" ATTNKERN_TEXT_##N "}, {" P0 ", " P1 ", " P2 ", " P3 "}, " P4 ", p, 1, 1, " P6 ";\n}\n" \
+                         : ATTNKERN_REGISTERS_##N                                                                    \
+                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(int(MajorB)));   \
+        }                                                                                                            \
     };
-#define ATTNKERN_PRODUCTS(N, ...)                                                                                      \
-    ATTNKERN_PRODUCT(bf16, "bf16", N, __VA_ARGS__)                                                                     \
+#define ATTNKERN_PRODUCTS(N, ...)                  \
+    ATTNKERN_PRODUCT(bf16, "bf16", N, __VA_ARGS__) \
     ATTNKERN_PRODUCT(fp16, "f16", N, __VA_ARGS__)
 
 ATTNKERN_PRODUCTS(32, "%16", "%17", "%18", "%19", "%20", "%21", "%22")

@@ -22,8 +22,8 @@ inline TensorMap make_tensor_map(Element element, const void* data, const int64_
     static const auto encode = [] {
         void* function = nullptr;
         cudaDriverEntryPointQueryResult found;
-        cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                                             cudaEnableDefault, &found);
+        cudaError_t error =
+            cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
         if (error != cudaSuccess || found != cudaDriverEntryPointSuccess)
             throw std::runtime_error("the CUDA driver has no cuTensorMapEncodeTiled: update the driver");
         return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
@@ -34,9 +34,9 @@ inline TensorMap make_tensor_map(Element element, const void* data, const int64_
     const cuuint32_t box[4] = {64, static_cast<cuuint32_t>(box_rows), 1, 1}, steps[4] = {1, 1, 1, 1};
     auto type = element == Element::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
     TensorMap map;
-    CUresult result = encode(&map, type, 4, const_cast<void*>(data), extents, pitches, box, steps,
-                             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    CUresult result =
+        encode(&map, type, 4, const_cast<void*>(data), extents, pitches, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+               CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result != CUDA_SUCCESS)
         throw std::runtime_error("cuTensorMapEncodeTiled failed with CUresult " + std::to_string(result));
     return map;

@@ -46,7 +46,10 @@ DEVICE float tanh_approximate(float x) {
     return std::tanh(x);
 }
 
-DEVICE float min_or_nan(float a, float b) { return a < b || a != a ? a : b; }
+DEVICE float min_or_nan(float a, float b) {
+    if (a == b) return std::signbit(a) ? a : b;
+    return a < b || a != a ? a : b;
+}
 
 DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) {
     return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
