@@ -41,34 +41,38 @@ class Kernels:
 
     def refuses(self, problem: Problem) -> str | None:
         """Why this backend cannot run the problem; None if it can."""
+        head = max(problem.head_dim, problem.value_dim)
+        hard = problem.selector != "softmax"
         if problem.device != self._device:
             return f"device {problem.device} is not {self._device}"
-        reasons = {
-            f"dtype {problem.dtype} is not float16 or bfloat16": problem.dtype not in DTYPES,
-            f"head sizes {problem.head_dim}/{problem.value_dim} are not multiples of 8 up to {WIDTHS[-1]}": any(
-                size % 8 or not 0 < size <= WIDTHS[-1] for size in (problem.head_dim, problem.value_dim)
-            ),
-            f"head sizes above {WIDEST_BACKWARD} have no backward": (
-                problem.requires_grad and max(problem.head_dim, problem.value_dim) > WIDEST_BACKWARD
-            ),
-            "learned centres and Gaussians run on the reference only": problem.center or problem.sigma,
-            "it has no argmax": problem.selector == "argmax",
-            "it has no straight-through gradient": problem.straight_through and problem.requires_grad,
-            "it has no kernel that writes attention weights": problem.weights,
-            "its sampler has neither mask nor softcap": (
-                problem.selector != "softmax" and bool(problem.mask or problem.softcap > 0)
-            ),
-            f"scale {problem.scale} is not positive": not problem.scale > 0,
-            "sizes of 0": 0 in (problem.batch, problem.heads, problem.len_q, problem.len_k),
-            "it has no offsets that differ in a batch": problem.query_offset is None,
-            "dropout needs the first key in sight to be a multiple of 4": (
-                problem.dropout_p > 0 and problem.query_offset is not None and _seen(problem).start % 4 != 0
-            ),
-            "its gradients are summed in no fixed order, and torch.use_deterministic_algorithms is on": (
-                problem.requires_grad and torch.are_deterministic_algorithms_enabled()
-            ),
-        }
-        return next((reason for reason, holds in reasons.items() if holds), None) or self._unavailable()
+        if problem.dtype not in DTYPES:
+            return f"dtype {problem.dtype} is not float16 or bfloat16"
+        if head > WIDTHS[-1] or any(size == 0 or size % 8 for size in (problem.head_dim, problem.value_dim)):
+            return f"head sizes {problem.head_dim}/{problem.value_dim} are not multiples of 8 up to {WIDTHS[-1]}"
+        if 0 in (problem.batch, problem.heads, problem.len_q, problem.len_k):
+            return "sizes of 0"
+        if not problem.scale > 0:
+            return f"scale {problem.scale} is not positive"
+        if problem.center or problem.sigma:
+            return "learned centres and Gaussians run on the reference only"
+        if problem.query_offset is None:
+            return "it has no offsets that differ in a batch"
+        if problem.weights:
+            return "it has no kernel that writes attention weights"
+        if problem.selector == "argmax":
+            return "it has no argmax"
+        if hard and (problem.mask or problem.softcap):
+            return "its sampler has neither mask nor softcap"
+        if problem.dropout_p and _seen(problem).start % 4:
+            return "dropout needs the first key in sight to be a multiple of 4"
+        if problem.requires_grad:
+            if head > WIDEST_BACKWARD:
+                return f"head sizes above {WIDEST_BACKWARD} have no backward"
+            if problem.straight_through:
+                return "it has no straight-through gradient"
+            if torch.are_deterministic_algorithms_enabled():
+                return "its gradients are summed in no fixed order, and torch.use_deterministic_algorithms is on"
+        return self._unavailable()
 
     def softmax(self, problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Output `(B, H, Lq, Ev)` and lse `(B, H, Lq)`."""
