@@ -150,9 +150,10 @@ void distribution_backward(const std::string& dtype, const Described& query, con
 
 PYBIND11_MODULE(ATTNKERN_MODULE, module) {
     module.doc() = "Attention kernels for compute capability 9.0.";
-    py::class_<ScoreOptions>(module, "ScoreOptions", "scale; left, right (-1: unlimited); offset")
+    py::class_<ScoreOptions>(module, "ScoreOptions", py::module_local(), "scale; left, right (-1: unlimited); offset")
         .def(py::init<float, int, int, int>());
-    py::class_<ExtraOptions>(module, "ExtraOptions", "soft cap, mask and its gradient, dropout; none by default")
+    py::class_<ExtraOptions>(module, "ExtraOptions", py::module_local(),
+                             "soft cap, mask and its gradient, dropout; none by default")
         .def(py::init())
         .def(py::init([](float softcap, const Described& mask, int mask_bytes, const Described& mask_gradient,
                          int64_t seed, int64_t dropout_threshold, float dropout_scale, int first_key) {

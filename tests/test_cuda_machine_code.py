@@ -76,3 +76,8 @@ assert "libcuda" not in open("/proc/self/maps").read()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_both_modules_live_in_one_process(module):
+    """The kernels and their emulated twin have classes of the same names."""
+    assert compiled("emulated").ScoreOptions is not compiled("cuda").ScoreOptions

@@ -12,7 +12,6 @@ struct Range {
     DEVICE bool empty() const { return begin >= end; }
 };
 
-DEVICE int floor_div(int a, int b) { return (a >= 0 ? a : a - b + 1) / b; }
 DEVICE int clamp(int value, int low, int high) { return value < low ? low : value > high ? high : value; }
 
 // Unlimited sides are FAR, which no length reaches.

@@ -1,5 +1,7 @@
 // From calls to parameters.
 #pragma once
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 
 #include "calls.h"
@@ -65,6 +67,8 @@ inline int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) 
 template <class Kernel>
 void launch_persistent(const typename Kernel::Params& params, int64_t stream) {
     const auto on = reinterpret_cast<ptx::Stream>(stream);
+    if (static_cast<int64_t>(params.tiling.tiles) * params.tiling.heads >= 1ll << 30)
+        throw std::invalid_argument(std::string(Kernel::name) + ": more than 2**30 tiles");
     const int total = params.tiling.tiles * params.tiling.heads, most = ptx::multiprocessors();
     if (total > most) ptx::set_zero(params.tiling.counter, sizeof(int), on);
     ptx::launch<Kernel>(params, total < most ? total : most, on);

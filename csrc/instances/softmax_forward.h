@@ -28,7 +28,7 @@ void run(const SoftmaxForwardCall& call) {
 template <class T, int Width>
 void softmax_forward(const SoftmaxForwardCall& call) {
     constexpr int ROWS = Width <= 64 ? 192 : 128;
-    constexpr int KEYS = Width <= 128 ? 128 : 64, DENSE_KEYS = Width <= 96 ? 128 : Width <= 128 ? 160 : 80;
+    constexpr int KEYS = Width <= 128 ? 128 : 64, DENSE_KEYS = Width <= 64 ? 128 : Width <= 128 ? 160 : 80;
     using kernels::SoftmaxForward;
     const auto run = call.extras.present ? instances::run<SoftmaxForward<T, Width, ROWS, KEYS, true, true>, T>
                      : call.scores.windowed()
