@@ -64,6 +64,11 @@ def dropout_threshold(dropout_p: float) -> int:
     return round(dropout_p * 2**UNIFORM_BITS)
 
 
+def dropout_scale(dropout_p: float) -> float:
+    """What the weights that dropout keeps are multiplied by."""
+    return 1 / (1 - dropout_p) if dropout_p < 1 else 0.0
+
+
 def sample_uniforms(seed: Tensor, rows: Tensor, batch_heads: Tensor, blocks: Tensor, num_samples: int) -> Tensor:
     """Float32 uniforms in [0, 1); shape `num_samples x batch_heads x rows x blocks`."""
     groups = torch.arange(-(-num_samples // 4), device=rows.device) + SAMPLE_STREAM

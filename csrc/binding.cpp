@@ -55,15 +55,20 @@ void dispatch(const std::string& dtype, int64_t head, Function function) {
     throw std::invalid_argument("no kernel for dtype " + dtype);
 }
 
+// The sizes that a key must have beside a query.
+Sizes key_sizes(const Sizes& query, const Sizes& key) {
+    require(key[1] > 0 && query[1] % key[1] == 0, "query's heads are not a multiple of key's");
+    return {query[0], key[1], key[2], query[3]};
+}
+
 int64_t wider(const Sizes& a, const Sizes& b) { return a[3] > b[3] ? a[3] : b[3]; }
 
 void forward(const std::string& dtype, const Described& query, const Described& key, const Described& value,
              const Described& output, int64_t lse, int64_t counter, const ScoreOptions& scores,
              const ExtraOptions& extras, int64_t stream) {
     const Sizes rows = std::get<1>(query), keys = std::get<1>(key), values = std::get<1>(value);
-    require(keys[1] > 0 && rows[1] % keys[1] == 0, "query's heads are not a multiple of key's");
     const SoftmaxForwardCall call = {tensor("query", query, rows),
-                                     tensor("key", key, {rows[0], keys[1], keys[2], rows[3]}),
+                                     tensor("key", key, key_sizes(rows, keys)),
                                      tensor("value", value, {keys[0], keys[1], keys[2], values[3]}),
                                      tensor("output", output, {rows[0], rows[1], rows[2], values[3]}),
                                      lse,
@@ -79,10 +84,9 @@ void sample(const std::string& dtype, const Described& query, const Described& k
             int64_t score, int64_t lse, int64_t entropy, int64_t counter, int samples, const ScoreOptions& scores,
             int64_t stream) {
     const Sizes rows = std::get<1>(query), keys = std::get<1>(key);
-    require(keys[1] > 0 && rows[1] % keys[1] == 0, "query's heads are not a multiple of key's");
     require(samples > 0, "samples must be positive");
     const SampleForwardCall call = {tensor("query", query, rows),
-                                    tensor("key", key, {rows[0], keys[1], keys[2], rows[3]}),
+                                    tensor("key", key, key_sizes(rows, keys)),
                                     seed,
                                     index,
                                     score,
@@ -102,9 +106,8 @@ void backward(const std::string& dtype, const Described& query, const Described&
               int64_t stream) {
     const Sizes rows = std::get<1>(query), keys = std::get<1>(key), values = std::get<1>(value);
     const Sizes outputs = {rows[0], rows[1], rows[2], values[3]};
-    require(keys[1] > 0 && rows[1] % keys[1] == 0, "query's heads are not a multiple of key's");
     const SoftmaxBackwardCall call = {tensor("query", query, rows),
-                                      tensor("key", key, {rows[0], keys[1], keys[2], rows[3]}),
+                                      tensor("key", key, key_sizes(rows, keys)),
                                       tensor("value", value, {keys[0], keys[1], keys[2], values[3]}),
                                       tensor("output", output, outputs),
                                       tensor("grad_output", grad_output, outputs),
@@ -129,10 +132,9 @@ void distribution_backward(const std::string& dtype, const Described& query, con
                            int64_t entropy, int64_t counter, int64_t row_space, int64_t query_space,
                            const ScoreOptions& scores, int64_t stream) {
     const Sizes rows = std::get<1>(query), keys = std::get<1>(key);
-    require(keys[1] > 0 && rows[1] % keys[1] == 0, "query's heads are not a multiple of key's");
     SoftmaxBackwardCall call = {};
     call.query = tensor("query", query, rows);
-    call.key = tensor("key", key, {rows[0], keys[1], keys[2], rows[3]});
+    call.key = tensor("key", key, key_sizes(rows, keys));
     call.grad_query = tensor("grad_query", grad_query, rows);
     call.grad_key = tensor("grad_key", grad_key, keys);
     call.lse = lse;

@@ -69,7 +69,7 @@ struct BackwardRowsParams {
     const float *lse, *row, *entropy;  // (batch, heads, len_q): row, what else is subtracted, and entropy's gradient;
                                        // both may be null
     // (batch, heads, padded_rows): lse in units of log2, +inf where a row has nothing to see or does not exist; what is
-    // subtracted from every gradient of a row; the entropy's gradient.
+    // subtracted from every gradient of a row; the entropy's gradient, null where there is an output.
     float *lse_out, *row_out, *entropy_out;
     int padded_rows, width;
     Shape shape;

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attnkern import philox
 from attnkern.backends import sparse
+from attnkern.backends.memory import broadcastable, on_device_of
 from attnkern.problem import Gradients, Inputs, Problem, new_output
 
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -83,7 +84,7 @@ class Kernels:
         if seen.start == seen.stop:
             return output.zero_(), lse.fill_(float("-inf"))
         counter = query.new_empty(1, dtype=torch.int32)
-        with _on(query):
+        with on_device_of(query):
             self._module.softmax_forward(
                 DTYPES[problem.dtype],
                 *map(_described, (query, key[:, :, seen], value[:, :, seen], output)),
@@ -103,7 +104,7 @@ class Kernels:
         score = query.new_empty(draws, *rows, dtype=torch.float32)
         lse, entropy = (query.new_empty(rows, dtype=torch.float32) for _ in range(2))
         counter = query.new_empty(1, dtype=torch.int32)
-        with _on(query):
+        with on_device_of(query):
             self._module.sample_forward(
                 DTYPES[problem.dtype],
                 _described(query),
@@ -152,7 +153,7 @@ class Kernels:
         lse, row, entropy = (None if tensor is None else tensor.contiguous() for tensor in (lse, row, entropy))
         spaces = [_address(tensor) for tensor in (counter, row_space, query_space)]
         scores, stream = self._scores(problem, seen.start), _stream(query)
-        with _on(query):
+        with on_device_of(query):
             if has_output:
                 output = _copyable(output)
                 grad_output = torch.zeros_like(output) if grad_output is None else _copyable(grad_output)
@@ -183,7 +184,7 @@ class Kernels:
             _broadcast(grad_mask, seen),
             _address(inputs.seed),
             philox.dropout_threshold(problem.dropout_p),
-            1 / (1 - problem.dropout_p) if problem.dropout_p < 1 else 0.0,
+            philox.dropout_scale(problem.dropout_p),
             seen.start,
         )
 
@@ -237,14 +238,13 @@ def _described(tensor: Tensor) -> tuple[int, tuple[int, ...], list[int]]:
     return tensor.data_ptr(), tuple(tensor.shape), [*strides, 1]
 
 
-def _broadcast(tensor: Tensor | None, keys: slice) -> tuple[int, tuple[int, ...], list[int]]:
+def _broadcast(tensor: Tensor | None, keys: slice) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     """A mask's address, sizes and strides, 0 where it is broadcast; address 0 for none."""
     if tensor is None:
-        return 0, (0,) * 4, [0] * 4
+        return 0, (0,) * 4, (0,) * 4
     if tensor.shape[3] > 1:
         tensor = tensor[..., keys]
-    strides = [stride if size > 1 else 0 for stride, size in zip(tensor.stride(), tensor.shape)]
-    return tensor.data_ptr(), tuple(tensor.shape), strides
+    return tensor.data_ptr(), tuple(tensor.shape), broadcastable(tensor).stride()
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -253,7 +253,3 @@ def _address(tensor: Tensor | None) -> int:
 
 def _stream(tensor: Tensor) -> int:
     return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
-
-
-def _on(tensor: Tensor):
-    return torch.cuda.device(tensor.device if tensor.is_cuda else -1)

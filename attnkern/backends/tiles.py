@@ -168,7 +168,7 @@ class Tile:
             return None
         rows = torch.arange(*block.rows, device=block.inputs.query.device)
         keep = philox.dropout_keep(block.inputs.seed, rows, block.batch_heads(), self.keys, problem.dropout_p)
-        kept = 1 / (1 - problem.dropout_p) if problem.dropout_p < 1 else 0.0
+        kept = philox.dropout_scale(problem.dropout_p)
         return keep.flatten(1, 2).to(problem.compute_dtype).mul_(kept)
 
     def weights(self, lse: Tensor) -> Tensor:

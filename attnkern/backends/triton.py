@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attnkern import philox
 from attnkern.backends import sparse, tuning
+from attnkern.backends.memory import broadcastable, on_device_of
 from attnkern.problem import UNLIMITED, Gradients, Inputs, Problem, new_output
 from attnkern.triton_kernels import backward as backward_kernels
 from attnkern.triton_kernels import backward_mask as mask_kernels
@@ -110,7 +111,7 @@ def backward(
 
     absent = inputs.query  # stands for any tensor that the compiled kernel never reads
     do = _with_unit_stride(grad_output) if grad_output is not None else absent
-    dw = _broadcastable(grad_weights) if grad_weights is not None else absent
+    dw = broadcastable(grad_weights) if grad_weights is not None else absent
     arguments = _arguments(problem, inputs) | _strides(do, "ob", "oh", "om") | _strides(dw, "gb", "gh", "gi", "gj")
     arguments |= {
         "lse": lse.contiguous(),
@@ -189,7 +190,7 @@ def _row_dot(left: Tensor, right: Tensor) -> Tensor:
     right = _with_unit_stride(right)
     result = left.new_empty(batch, heads, rows, dtype=torch.float32)
     block_m = 64
-    with _on(left):
+    with on_device_of(left):
         row_dot[(triton.cdiv(rows, block_m) * batch * heads,)](
             left, right, result, *left.stride()[:3], *right.stride()[:3], heads, rows,
             WIDTH=width, BLOCK=_padded(width), BLOCK_M=block_m,
@@ -202,7 +203,7 @@ def _mask_gradient(problem: Problem, mask: Tensor, arguments: dict) -> Tensor:
     mask_batches, mask_heads, mask_rows, mask_keys = mask.shape
     sum_rows, sum_keys = mask_rows == 1 != problem.len_q, mask_keys == 1 != problem.len_k
     kernel = mask_kernels.backward_mask
-    with _on(mask):
+    with on_device_of(mask):
         config = _config(kernel, problem)
     tiles_m, tiles_n = triton.cdiv(problem.len_q, config.block_m), triton.cdiv(problem.len_k, config.block_n)
     own = mask_batches * mask_heads * (1 if sum_rows else tiles_m) * (1 if sum_keys else tiles_n)
@@ -226,7 +227,7 @@ def _launch(kernel, programs, problem: Problem, arguments: dict) -> None:
         tiles = {key: size for key, size in tiles.items() if key in kernel.arg_names}
         kernel[(programs(config),)](**arguments, **tiles, num_warps=config.num_warps, num_stages=config.num_stages)
 
-    with _on(arguments["query"]):
+    with on_device_of(arguments["query"]):
         run(_config(kernel, problem, run))
 
 
@@ -253,7 +254,7 @@ def _arguments(problem: Problem, inputs: Inputs) -> dict:
     block_e, block_v = max(block_e, min(block_v, WIDEST_SWIZZLE)), max(block_v, min(block_e, WIDEST_SWIZZLE))
     mask_strides = dict.fromkeys(("stride_mask_b", "stride_mask_h", "stride_mask_i", "stride_mask_j"), 0)
     if mask is not None:
-        mask = _broadcastable(mask.view(torch.uint8) if mask.dtype == torch.bool else mask)
+        mask = broadcastable(mask.view(torch.uint8) if mask.dtype == torch.bool else mask)
         mask_strides = dict(zip(mask_strides, mask.stride()))
     return {
         "query": query, "key": key, "value": value, "mask": stand_in if mask is None else mask,
@@ -264,7 +265,7 @@ def _arguments(problem: Problem, inputs: Inputs) -> dict:
         "scale": problem.scale, "softcap": problem.softcap,
         "query_offset": problem.query_offset or 0, "left": left, "right": right,
         "dropout_threshold": philox.dropout_threshold(problem.dropout_p),
-        "dropout_scale": 1 / (1 - problem.dropout_p) if problem.dropout_p < 1 else 0.0,
+        "dropout_scale": philox.dropout_scale(problem.dropout_p),
         "HEAD_DIM": problem.head_dim, "VALUE_DIM": problem.value_dim,
         "BLOCK_E": block_e, "BLOCK_V": block_v,
         "MASK": problem.mask or "none", "OFFSETS": offsets is not None, "SOFTCAP": problem.softcap > 0,
@@ -287,12 +288,6 @@ def _strides(tensor: Tensor, *names: str) -> dict[str, int]:
     return {f"stride_{key}": stride for key, stride in zip(names, tensor.stride())}
 
 
-def _broadcastable(tensor: Tensor) -> Tensor:
-    """The same tensor with stride 0 in its dimensions of size 1, so that any index reads entry 0."""
-    strides = [stride if size > 1 else 0 for size, stride in zip(tensor.shape, tensor.stride())]
-    return tensor.as_strided(tensor.shape, strides)
-
-
 def _unit_stride(inputs: Inputs) -> Inputs:
     query, key, value = (_with_unit_stride(tensor) for tensor in inputs[:3])
     return inputs._replace(query=query, key=key, value=value)
@@ -309,7 +304,3 @@ def _padded(width: int) -> int:
 
 def _is_empty(problem: Problem) -> bool:
     return 0 in (problem.batch, problem.heads, problem.len_q, problem.len_k)
-
-
-def _on(tensor: Tensor):
-    return torch.cuda.device(tensor.device if tensor.is_cuda else -1)

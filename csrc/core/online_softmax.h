@@ -22,6 +22,40 @@ DEVICE void clamp_infinite(float (&scores)[Count], float (&top)[2], float unit) 
     for (int row = 0; row < 2; ++row) top[row] = fminf(top[row], largest);
 }
 
+constexpr float FAR = -1e4f;  // 2 to the FAR is 0, and 0 * FAR is not NaN
+
+// Over the four lanes that share a row.
+DEVICE float sum_of_four(float value) {
+    value += ptx::shuffle_xor(value, 1);
+    return value + ptx::shuffle_xor(value, 2);
+}
+
+DEVICE float max_of_four(float value) {
+    value = fmaxf(value, ptx::shuffle_xor(value, 1));
+    return fmaxf(value, ptx::shuffle_xor(value, 2));
+}
+
+// The rows' maxima, with the scores that come now, in `top`; true if any of the warp grows by more than the slack.
+template <int Count>
+DEVICE bool grows(float (&scores)[Count], const float (&maximum)[2], float unit, float (&top)[2]) {
+    UNROLL
+    for (int row = 0; row < 2; ++row) top[row] = maximum[row];
+    UNROLL
+    for (int i = 0; i < Count; ++i) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], scores[i]);
+    bool grown = false;
+    UNROLL
+    for (int row = 0; row < 2; ++row) {
+        top[row] = max_of_four(top[row]);
+        grown = grown || top[row] * unit > fmaf(maximum[row], unit, SLACK);
+    }
+    grown = ptx::any_lane(grown);
+    if (grown) clamp_infinite(scores, top, unit);
+    return grown;
+}
+
+// What scores of a row are relative to, in units of log2; a row that has seen no key yet has no maximum.
+DEVICE float shift_of(float maximum, float unit) { return maximum == -INFINITY ? 0.0f : maximum * unit; }
+
 struct OnlineSoftmax {
     float unit;                                 // scores times this are in units of log2
     float maximum[2] = {-INFINITY, -INFINITY};  // of the scores as they come
@@ -31,18 +65,9 @@ struct OnlineSoftmax {
     // old one serves on; else it returns true, and `shrink` is what older weights shrink by.
     template <int Count>
     DEVICE bool update(float (&scores)[Count], float (&shrink)[2]) {
-        float top[2] = {maximum[0], maximum[1]};
-        UNROLL
-        for (int i = 0; i < Count; ++i) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], scores[i]);
-        UNROLL
-        for (int row = 0; row < 2; ++row) {
-            top[row] = fmaxf(top[row], ptx::shuffle_xor(top[row], 1));
-            top[row] = fmaxf(top[row], ptx::shuffle_xor(top[row], 2));
-        }
-        const float bar[2] = {fmaf(maximum[0], unit, SLACK), fmaf(maximum[1], unit, SLACK)};
-        const bool grown = ptx::any_lane(top[0] * unit > bar[0] || top[1] * unit > bar[1]);
+        float top[2];
+        const bool grown = grows(scores, maximum, unit, top);
         if (grown) {
-            clamp_infinite(scores, top, unit);
             UNROLL
             for (int row = 0; row < 2; ++row) {
                 shrink[row] = top[row] == -INFINITY ? 1.0f : ptx::exp2_approximate((maximum[row] - top[row]) * unit);
@@ -50,7 +75,7 @@ struct OnlineSoftmax {
                 maximum[row] = top[row];
             }
         }
-        const float shift[2] = {shift_of(0), shift_of(1)};
+        const float shift[2] = {shift_of(maximum[0], unit), shift_of(maximum[1], unit)};
         UNROLL
         for (int i = 0; i < Count; ++i) {
             const int row = i / 2 % 2;
@@ -60,16 +85,11 @@ struct OnlineSoftmax {
         return grown;
     }
 
-    // A row that has seen no key yet has no maximum.
-    DEVICE float shift_of(int row) const { return maximum[row] == -INFINITY ? 0.0f : maximum[row] * unit; }
-
     // After the last block: what to multiply the accumulated values by, and the natural log-sum-exp.
     DEVICE void finish(float (&scale)[2], float (&lse)[2]) {
         UNROLL
         for (int row = 0; row < 2; ++row) {
-            float total = sum[row];
-            total += ptx::shuffle_xor(total, 1);
-            total += ptx::shuffle_xor(total, 2);
+            const float total = sum_of_four(sum[row]);
             scale[row] = total > 0 ? 1 / total : 0.0f;
             lse[row] = total > 0 ? (maximum[row] * unit + ptx::log2_approximate(total)) * LN2 : -INFINITY;
         }

@@ -8,7 +8,6 @@
 #include "params.h"
 #include <ptx/memory.h>
 #include <ptx/named_barrier.h>
-#include <ptx/registers.h>
 #include <ptx/shuffle.h>
 
 namespace core {

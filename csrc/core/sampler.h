@@ -25,18 +25,8 @@ struct Sampler {
     // Raises the maxima to those of the scores, as OnlineSoftmax does.
     template <int Count>
     DEVICE void raise(float (&scores)[Count]) {
-        float top[2] = {maximum[0], maximum[1]};
-        UNROLL
-        for (int i = 0; i < Count; ++i) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], scores[i]);
-        UNROLL
-        for (int row = 0; row < 2; ++row) {
-            top[row] = fmaxf(top[row], ptx::shuffle_xor(top[row], 1));
-            top[row] = fmaxf(top[row], ptx::shuffle_xor(top[row], 2));
-        }
-        const bool grown =
-            top[0] * unit > fmaf(maximum[0], unit, SLACK) || top[1] * unit > fmaf(maximum[1], unit, SLACK);
-        if (!ptx::any_lane(grown)) return;
-        clamp_infinite(scores, top, unit);
+        float top[2];
+        if (!grows(scores, maximum, unit, top)) return;
         UNROLL
         for (int row = 0; row < 2; ++row) {
             if (!(top[row] > maximum[row])) continue;
@@ -55,8 +45,7 @@ struct Sampler {
         UNROLL
         for (int i = 0; i < 32; ++i) {
             const int row = i / 2 % 2;
-            const float shift = maximum[row] == -INFINITY ? 0.0f : maximum[row] * unit;
-            const float distance = fmaxf(fmaf(scores[First + i], unit, -shift), FAR);
+            const float distance = fmaxf(fmaf(scores[First + i], unit, -shift_of(maximum[row], unit)), FAR);
             mass[i] = ptx::exp2_approximate(distance);
             block[row] += mass[i];
             partial_surprise[row] = fmaf(mass[i], distance, partial_surprise[row]);
@@ -66,8 +55,7 @@ struct Sampler {
         UNROLL
         for (int row = 0; row < 2; ++row) {
             partial_sum[row] += block[row];
-            block[row] += ptx::shuffle_xor(block[row], 1);
-            block[row] += ptx::shuffle_xor(block[row], 2);
+            block[row] = sum_of_four(block[row]);
             sum[row] += block[row];
             UNROLL
             for (int r = 0; r < Samples; ++r) {
@@ -84,9 +72,7 @@ struct Sampler {
     DEVICE void finish(float (&lse)[2], float (&entropy)[2]) const {
         UNROLL
         for (int row = 0; row < 2; ++row) {
-            float surprise = partial_surprise[row];
-            surprise += ptx::shuffle_xor(surprise, 1);
-            surprise += ptx::shuffle_xor(surprise, 2);
+            const float surprise = sum_of_four(partial_surprise[row]);
             const float log_sum = ptx::log2_approximate(sum[row]);
             lse[row] = sum[row] > 0 ? (maximum[row] * unit + log_sum) * LN2 : -INFINITY;
             entropy[row] = sum[row] > 0 ? (log_sum - surprise / sum[row]) * LN2 : 0.0f;
@@ -94,8 +80,6 @@ struct Sampler {
     }
 
   private:
-    static constexpr float FAR = -1e4f;  // 2 to the FAR is 0, and 0 * FAR is not NaN
-
     // The first block with any mass is always taken; rounding must not lose it.
     DEVICE bool moves_to(int row, int sample, float block, float target) const {
         return block > 0 && (target < block || index[row][sample] < 0);
@@ -126,7 +110,7 @@ struct Sampler {
             if (right > 0) last = 8 * group + 2 * lane + 1;
             before += ptx::shuffle(own, ptx::lane_index() | 3);
         }
-        last = max_of_four(last);
+        last = static_cast<int>(max_of_four(static_cast<float>(last)));
         UNROLL
         for (int r = 0; r < Samples; ++r) {
             reached[r] += ptx::shuffle_xor(reached[r], 1);
@@ -138,19 +122,9 @@ struct Sampler {
                 const int column = i / 2 * 8 + lane * 2 + i % 2, at = First + i / 2 * 4 + i % 2;
                 if (column == place) found = row ? scores[at + 2] : scores[at];
             }
-            found = fmaxf(found, ptx::shuffle_xor(found, 1));
-            found = fmaxf(found, ptx::shuffle_xor(found, 2));
+            found = max_of_four(found);
             if (moves_to(row, r, block, target[r])) index[row][r] = first_key + place, score[row][r] = found;
         }
-    }
-
-    static DEVICE int max_of_four(int value) {
-        UNROLL
-        for (int mask = 1; mask < 4; mask *= 2) {
-            const int other = ptx::shuffle_xor(value, mask);
-            value = other > value ? other : value;
-        }
-        return value;
     }
 };
 

@@ -63,6 +63,21 @@ inline int heads_in_cache(int64_t rows, int width) {
 
 inline int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
+// What every kernel that holds queries is told; `rounds` over all heads.
+template <class Kernel, class T>
+void fill_forward(ForwardParams& params, const Tensor& query, const Tensor& key, const Tensor& value,
+                  const ScoreOptions& scores, int rounds, int64_t counter) {
+    params.query = map_of<T>(query, Kernel::Query::ROWS);
+    params.key = map_of<T>(key, Kernel::Key::ROWS);
+    params.value = map_of<T>(value, Kernel::Key::ROWS);
+    params.shape = shape_of(query, key);
+    params.scores = scores_of(scores);
+    const Shape& shape = params.shape;
+    params.tiling = {ceil_div(shape.len_q, Kernel::Query::ROWS), shape.batch * shape.heads * rounds,
+                     shape.group * heads_in_cache(shape.len_k, Kernel::Key::WIDTH), scores.right >= 0,
+                     reinterpret_cast<int*>(counter)};
+}
+
 // One block per multiprocessor, or per tile if there are fewer.
 template <class Kernel>
 void launch_persistent(const typename Kernel::Params& params, int64_t stream) {

@@ -8,20 +8,14 @@ namespace instances {
 template <class Kernel, class T>
 void run(const SampleForwardCall& call) {
     SampleForwardParams params;
-    params.query = map_of<T>(call.query, Kernel::Query::ROWS);
-    params.key = params.value = map_of<T>(call.key, Kernel::Key::ROWS);
-    params.shape = shape_of(call.query, call.key);
-    params.scores = scores_of(call.scores);
+    fill_forward<Kernel, T>(params, call.query, call.key, call.key, call.scores, ceil_div(call.samples, 4),
+                            call.counter);
     params.seed = reinterpret_cast<const int64_t*>(call.seed);
     params.index = reinterpret_cast<int64_t*>(call.index);
     params.score = reinterpret_cast<float*>(call.score);
     params.lse = reinterpret_cast<float*>(call.lse);
     params.entropy = reinterpret_cast<float*>(call.entropy);
     params.samples = call.samples;
-    const Shape& shape = params.shape;
-    params.tiling = {ceil_div(shape.len_q, Kernel::Query::ROWS), shape.batch * shape.heads * ceil_div(call.samples, 4),
-                     shape.group * heads_in_cache(shape.len_k, Kernel::Key::WIDTH), call.scores.right >= 0,
-                     reinterpret_cast<int*>(call.counter)};
     launch_persistent<Kernel>(params, call.stream);
 }
 

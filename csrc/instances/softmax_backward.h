@@ -27,7 +27,7 @@ void run(const SoftmaxBackwardCall& call) {
     rows.entropy = reinterpret_cast<const float*>(call.entropy);
     rows.lse_out = reinterpret_cast<float*>(call.row_space);
     rows.row_out = rows.lse_out + static_cast<int64_t>(heads) * padded;
-    rows.entropy_out = rows.row_out + static_cast<int64_t>(heads) * padded;
+    rows.entropy_out = HasOutput ? nullptr : rows.row_out + static_cast<int64_t>(heads) * padded;
     rows.padded_rows = padded;
     rows.width = static_cast<int>(call.output.sizes[3]);
     rows.shape = shape;

@@ -8,18 +8,10 @@ namespace instances {
 template <class Kernel, class T>
 void run(const SoftmaxForwardCall& call) {
     SoftmaxForwardParams params;
-    params.query = map_of<T>(call.query, Kernel::Query::ROWS);
-    params.key = map_of<T>(call.key, Kernel::Key::ROWS);
-    params.value = map_of<T>(call.value, Kernel::Key::ROWS);
+    fill_forward<Kernel, T>(params, call.query, call.key, call.value, call.scores, 1, call.counter);
     params.output = map_of<T>(call.output, 64);
     params.lse = reinterpret_cast<float*>(call.lse);
-    params.shape = shape_of(call.query, call.key);
-    params.scores = scores_of(call.scores);
     params.extras = extras_of(call.extras);
-    const Shape& shape = params.shape;
-    params.tiling = {ceil_div(shape.len_q, Kernel::Query::ROWS), shape.batch * shape.heads,
-                     shape.group * heads_in_cache(shape.len_k, Kernel::Key::WIDTH), call.scores.right >= 0,
-                     reinterpret_cast<int*>(call.counter)};
     launch_persistent<Kernel>(params, call.stream);
 }
 

@@ -56,7 +56,7 @@ struct BackwardRows {
         }
         ptx::store_global(params.lse_out + index, lse);
         ptx::store_global(params.row_out + index, dot);
-        ptx::store_global(params.entropy_out + index, entropy);
+        if (params.entropy_out) ptx::store_global(params.entropy_out + index, entropy);
     }
 
     static DEVICE float low(uint32_t pair) { return ptx::to_float(T{static_cast<uint16_t>(pair)}); }

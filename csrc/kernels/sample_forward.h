@@ -2,6 +2,7 @@
 // over the keys. The values are not read: the output is a gather.
 #pragma once
 #include "core/query_tiles.h"
+#include "core/roles.h"
 #include "core/sampler.h"
 #include <ptx/launch.h>
 
@@ -20,17 +21,7 @@ struct SampleForward : core::QueryTiles<Width, Rows, 128, KeyStages, false, fals
 
     DEVICE explicit SampleForward(const Params& params) : Base(params), params(params) {}
 
-    static DEVICE void run(const Params& params) {
-        const SampleForward kernel(params);
-        kernel.init_rings();
-        if (ptx::warpgroup_index() == 0) {
-            ptx::give_registers<Base::PRODUCER_REGISTERS>();
-            if (ptx::warp_index() == 0 && ptx::elect()) kernel.produce();
-        } else {
-            ptx::take_registers<Base::CONSUMER_REGISTERS>();
-            kernel.consume(ptx::warpgroup_index() - 1);
-        }
-    }
+    static DEVICE void run(const Params& params) { core::run_roles(SampleForward(params)); }
 
     DEVICE void consume(int group) const {
         core::Ring<KeyStages> key_stage;

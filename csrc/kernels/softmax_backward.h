@@ -9,6 +9,7 @@
 #include "core/online_softmax.h"
 #include "core/prior.h"
 #include "core/ring.h"
+#include "core/roles.h"
 #include "core/schedule.h"
 #include "core/tile.h"
 #include "params.h"
@@ -16,7 +17,6 @@
 #include <ptx/launch.h>
 #include <ptx/memory.h>
 #include <ptx/named_barrier.h>
-#include <ptx/registers.h>
 
 namespace kernels {
 
@@ -53,8 +53,6 @@ struct SoftmaxBackward {
     static constexpr int GRAD_KEY = GRAD_SCORES, GRAD_VALUE = GRAD_QUERY;
     static_assert(Key::BYTES <= STAGES * GradScores::BYTES && Key::BYTES <= GROUPS * SQUARE_BYTES);
 
-    static constexpr float FAR = -1e4f;  // 2 to the FAR is 0, and 0 * FAR is not NaN
-
     // named barriers
     static constexpr int ALL_CONSUMERS = 1, GROUP = 2;
 
@@ -63,22 +61,17 @@ struct SoftmaxBackward {
     core::RingBarriers<1> key_ring{shared + KEY_RING};
     core::RingBarriers<STAGES> query_ring{shared + QUERY_RING}, grad_output_ring{shared + GRAD_OUTPUT_RING};
 
-    static DEVICE void run(const Params& params) {
-        SoftmaxBackward kernel{params};
+    static DEVICE void run(const Params& params) { core::run_roles(SoftmaxBackward{params}); }
+
+    // Consumers give a stage back by a lane of each warp.
+    DEVICE void init_rings() const {
         if (ptx::thread_index() == 0) {
-            kernel.key_ring.init(4 * GROUPS);  // a lane of each warp
-            kernel.query_ring.init(4 * GROUPS);
-            if (HasOutput) kernel.grad_output_ring.init(4 * GROUPS);
+            key_ring.init(4 * GROUPS);
+            query_ring.init(4 * GROUPS);
+            if (HasOutput) grad_output_ring.init(4 * GROUPS);
             ptx::fence_barrier_init();
         }
         ptx::block_sync();
-        if (ptx::warpgroup_index() == 0) {
-            ptx::give_registers<PRODUCER_REGISTERS>();
-            if (ptx::warp_index() == 0 && ptx::elect()) kernel.produce();
-        } else {
-            ptx::take_registers<CONSUMER_REGISTERS>();
-            kernel.consume(ptx::warpgroup_index() - 1);
-        }
     }
 
     // One block of keys, and the blocks of queries that look at it.
@@ -211,7 +204,7 @@ struct SoftmaxBackward {
                 for_each_row(LSE, stage, [&](int i, float lse) { scores[i] = fmaf(scores[i], unit, -lse); });
                 if constexpr (!HasOutput) {  // an entropy's gradient: minus the log of the weight
                     for_each_row(ENTROPY, stage, [&](int i, float gradient) {
-                        grad_weights[i] = -core::LN2 * gradient * fmaxf(scores[i], FAR);
+                        grad_weights[i] = -core::LN2 * gradient * fmaxf(scores[i], core::FAR);
                     });
                 }
                 UNROLL

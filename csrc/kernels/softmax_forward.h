@@ -5,6 +5,7 @@
 #include "core/extras.h"
 #include "core/online_softmax.h"
 #include "core/query_tiles.h"
+#include "core/roles.h"
 #include "core/turns.h"
 #include <ptx/fence.h>
 #include <ptx/launch.h>
@@ -28,17 +29,7 @@ struct SoftmaxForward : core::QueryTiles<Width, Rows, Keys, 2, true, true, Windo
 
     DEVICE explicit SoftmaxForward(const Params& params) : Base(params), params(params) {}
 
-    static DEVICE void run(const Params& params) {
-        const SoftmaxForward kernel(params);
-        kernel.init_rings();
-        if (ptx::warpgroup_index() == 0) {
-            ptx::give_registers<Base::PRODUCER_REGISTERS>();
-            if (ptx::warp_index() == 0 && ptx::elect()) kernel.produce();
-        } else {
-            ptx::take_registers<Base::CONSUMER_REGISTERS>();
-            kernel.consume(ptx::warpgroup_index() - 1);
-        }
-    }
+    static DEVICE void run(const Params& params) { core::run_roles(SoftmaxForward(params)); }
 
     DEVICE void consume(int group) const {
         const bool first_thread = ptx::thread_index() % ptx::WARPGROUP == 0;
