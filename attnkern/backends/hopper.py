@@ -17,7 +17,6 @@ from attnkern.problem import Gradients, Inputs, Problem, new_output
 
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 WIDTHS = (64, 128, 256)  # of kernels; smaller heads are padded with zeros on their way in
-WIDEST_BACKWARD = 128
 QUERY_TILE = 128  # rows that the backward's workspaces are padded to
 ALIGNMENT = 16  # bytes, of addresses and strides that the copy engine takes
 
@@ -67,8 +66,6 @@ class Kernels:
         if problem.dropout_p and _seen(problem).start % 4:
             return "dropout needs the first key in sight to be a multiple of 4"
         if problem.requires_grad:
-            if head > WIDEST_BACKWARD:
-                return f"head sizes above {WIDEST_BACKWARD} have no backward"
             if problem.straight_through:
                 return "it has no straight-through gradient"
             if torch.are_deterministic_algorithms_enabled():
