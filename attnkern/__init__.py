@@ -8,7 +8,7 @@ attnkern.swap_attention(model)
 """
 
 from attnkern import huggingface, nn
-from attnkern.api import global_attention, hard_attention, local_attention
+from attnkern.api import global_attention, hard_attention, local_attention, mac_attention
 from attnkern.backends.choose import explain
 from attnkern.problem import Problem, UnsupportedProblem
 from attnkern.results import Aux, AuxRequest, HardAttention
@@ -28,6 +28,7 @@ __all__ = [
     "hard_attention",
     "huggingface",
     "local_attention",
+    "mac_attention",
     "nn",
     "restore_attention",
     "swap_attention",
