@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 UNLIMITED = -1
+UNNORMALISED = ("linear", "relu", "exp")  # selectors whose weights depend on their own scores alone
 
 
 class UnsupportedProblem(RuntimeError):
@@ -56,7 +57,7 @@ class Problem:
     sigma: bool = False
     renormalize: bool = False
 
-    selector: Literal["softmax", "sample", "argmax"] = "softmax"
+    selector: Literal["softmax", "sample", "argmax", "linear", "relu", "exp"] = "softmax"
     dropout_p: float = 0.0
     num_samples: int = 1
     straight_through: bool = False
@@ -81,10 +82,10 @@ class Problem:
             raise ValueError(f"Problem.heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}")
 
     @property
-    def kind(self) -> Literal["global", "local", "hard"]:
-        """Which of the three kinds of attention this is."""
+    def kind(self) -> Literal["global", "local", "hard", "mac"]:
+        """Which of the three kinds of attention this is, or "mac": a sum of values with weights of no distribution."""
         if self.selector != "softmax":
-            return "hard"
+            return "mac" if self.selector in UNNORMALISED else "hard"
         return "global" if self.window == (UNLIMITED, UNLIMITED) and not (self.center or self.sigma) else "local"
 
     @property
@@ -138,7 +139,8 @@ class Problem:
             f"{self.mask} mask": self.mask,
             f"softcap={self.softcap}": self.softcap,
             f"dropout={self.dropout_p}": self.dropout_p,
-            f"{self.selector} x{self.num_samples}": self.selector != "softmax",
+            f"{self.selector} x{self.num_samples}": self.kind == "hard",
+            self.selector: self.kind == "mac",
             "center": self.center,
             "sigma": self.sigma,
         }

@@ -42,7 +42,7 @@ class Kernels:
     def refuses(self, problem: Problem) -> str | None:
         """Why this backend cannot run the problem; None if it can."""
         head = max(problem.head_dim, problem.value_dim)
-        hard = problem.selector != "softmax"
+        hard = problem.kind == "hard"
         if problem.device != self._device:
             return f"device {problem.device} is not {self._device}"
         if problem.dtype not in DTYPES:
@@ -59,8 +59,8 @@ class Kernels:
             return "it has no offsets that differ in a batch"
         if problem.weights:
             return "it has no kernel that writes attention weights"
-        if problem.selector == "argmax":
-            return "it has no argmax"
+        if problem.selector not in ("softmax", "sample"):
+            return f"it has no {problem.selector}"
         if hard and (problem.mask or problem.softcap):
             return "its sampler has neither mask nor softcap"
         if problem.dropout_p and _seen(problem).start % 4:
