@@ -95,9 +95,12 @@ class Problem:
 
     @property
     def band(self) -> tuple[int, int]:
-        """Window with causality folded in: a causal query looks no further right than itself."""
+        """Window with causality folded in: a causal query looks no further right than itself.
+
+        A window around learned centres stays as it is: causality is a bound of its own there.
+        """
         left, right = self.window
-        return (left, 0) if self.causal else (left, right)
+        return (left, 0) if self.causal and not self.center else (left, right)
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -151,7 +154,8 @@ class Inputs(NamedTuple):
     """The tensors of one call, beside its `Problem`.
 
     query `(B, H, Lq, E)`, key `(B, Hkv, Lk, E)`, value `(B, Hkv, Lk, Ev)`; attn_mask 4-d, each
-    dimension full or 1; offsets `(B,)` where `Problem.query_offset` is None; seed 0-d int64.
+    dimension full or 1; offsets `(B,)` where `Problem.query_offset` is None; seed 0-d int64; center and
+    sigma `(B, H, Lq)` in the compute dtype where the Problem has them.
     """
 
     query: Tensor
@@ -160,6 +164,8 @@ class Inputs(NamedTuple):
     attn_mask: Tensor | None = None
     offsets: Tensor | None = None
     seed: Tensor | None = None
+    center: Tensor | None = None
+    sigma: Tensor | None = None
 
 
 class Gradients(NamedTuple):
@@ -169,6 +175,8 @@ class Gradients(NamedTuple):
     key: Tensor | None = None
     value: Tensor | None = None
     attn_mask: Tensor | None = None
+    center: Tensor | None = None
+    sigma: Tensor | None = None
 
 
 def new_output(query: Tensor, value: Tensor, *draws: int) -> Tensor:

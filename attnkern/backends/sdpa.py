@@ -21,6 +21,7 @@ def can_run(problem: Problem, inputs: Inputs) -> bool:
     return (
         problem.device == "cpu"
         and not problem.softcap
+        and not problem.center
         and not problem.dropout_p
         and problem.group == 1
         and problem.head_dim == problem.value_dim

@@ -8,8 +8,6 @@ from attnkern.ops import library, second_order
 from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Inputs, new_output
 
-INPUTS = len(Inputs._fields)
-
 
 def _prepare(inputs: Inputs, options: tuple, **choices):
     *score_options, activation, backend = options
@@ -39,8 +37,8 @@ def _fake_backward(grad_output, query, key, value, attn_mask, *rest):
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:INPUTS])
-    ctx.options = inputs[INPUTS:]
+    ctx.save_for_backward(*inputs[: library.TENSORS])
+    ctx.options = inputs[library.TENSORS :]
 
 
 def _autograd(ctx, grad_output):
