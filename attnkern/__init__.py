@@ -7,7 +7,7 @@ hard = attnkern.hard_attention(query, key, value, num_samples=4)
 attnkern.swap_attention(model)
 """
 
-from attnkern import huggingface, nn
+from attnkern import huggingface, mac, nn
 from attnkern.api import global_attention, hard_attention, local_attention
 from attnkern.backends.choose import explain
 from attnkern.problem import Problem, UnsupportedProblem
@@ -28,6 +28,7 @@ __all__ = [
     "hard_attention",
     "huggingface",
     "local_attention",
+    "mac",
     "nn",
     "restore_attention",
     "swap_attention",
