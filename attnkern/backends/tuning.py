@@ -14,7 +14,6 @@ from typing import NamedTuple
 from attnkern import cache
 from attnkern.problem import UNLIMITED, Problem
 
-
 FILE = "tuning.json"
 
 

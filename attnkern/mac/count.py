@@ -82,17 +82,29 @@ def passes(
     through = _checked(problem, which, through)
     found = []
     for phase in ("forward", "backward") if which == "training" else (which,):
-        for operation, part, sources in _steps(problem, phase == "backward", through):
+        call = dataclasses.replace(problem, weights=None, requires_grad=phase == "backward")
+        if choose(call, backend) == "reference":  # plain torch: one graph for all results
+            found += issued.passes(call, *_whole(call, through), "reference")
+            continue
+        for operation, part, sources in _steps(problem, call, through):
             found += issued.passes(part, operation, sources, choose(part, backend))
-        if phase == "backward" and problem.selector != "softmax" and backend != "reference":
+        if phase == "backward" and problem.selector != "softmax":
             macs = products.hard_at_draws(problem, output="output" in through, score="score" in through)
             found.append(Pass("sparse", 1, macs))
     return found
 
 
-def _steps(problem: Problem, backward: bool, through: set[str]) -> list[tuple[Operation, Problem, Sources]]:
-    """The operations of a phase as `attnkern.ops` calls them, one backend each."""
-    call = dataclasses.replace(problem, weights=None, requires_grad=backward)
+def _whole(call: Problem, through: set[str]) -> tuple[Operation, Sources]:
+    """A phase as one operation."""
+    if not call.requires_grad:
+        return "softmax" if call.selector == "softmax" else "sample", Sources()
+    rows = not through.isdisjoint(("score", "lse", "entropy"))
+    return "backward", Sources(output="output" in through, row=rows, weights="weights" in through)
+
+
+def _steps(problem: Problem, call: Problem, through: set[str]) -> list[tuple[Operation, Problem, Sources]]:
+    """The operations of a phase as `attnkern.ops` calls them, one backend each; `call` is without weights."""
+    backward = call.requires_grad
     if problem.selector != "softmax":
         soft = problem.straight_through and "output" in through
         dense = not through.isdisjoint(("lse", "entropy"))

@@ -60,8 +60,7 @@ def _reference(problem: Problem, operation: Operation, sources: Sources) -> list
     backward = 2 * score * through_scores + value * (hard_rows + 2 * soft) * sources.output
     if problem.straight_through:  # its values take no gradient
         backward -= value * sources.output
-    features = {"softmax": forward, "sample": forward, "weights": 0, "backward": backward}
-    return [Pass("reference", pairs, features[operation])]
+    return [Pass("reference", pairs, backward if operation == "backward" else forward)]
 
 
 def _blocked(problem: Problem, operation: Operation, sources: Sources) -> list[Pass]:
