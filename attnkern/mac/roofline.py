@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from attnkern import cache
-from attnkern.mac.count import Count
+from attnkern.mac.counting import Count
 
 FILE = "roofs.json"
 DAYS = 30  # that a measurement is believed
