@@ -8,8 +8,8 @@ from collections import defaultdict
 import pytest
 
 from attnkern.backends import hopper
+from attnkern.mac.machine_code import cuobjdump, main_loops
 from tests.compiled import compiled
-from tests.machine_code import cuobjdump
 
 REGISTERS = 65536  # of a multiprocessor
 WITH_EXTRAS = re.compile(r"SoftmaxForward.*Lb1ELb1EEE|SoftmaxBackward.*Lb1ELb1ELb1EEE")
@@ -46,6 +46,22 @@ def test_every_kernel_is_there(kernels):
             assert width > hopper.WIDEST_BACKWARD or ("SoftmaxBackward", dtype, str(width)) in found
 
 
+def test_tiles_are_those_that_are_counted(kernels):
+    """hopper.py's tables, against the templates' arguments in the kernels' names."""
+    for name in kernels:
+        kernel, _, width = NAME.search(name).groups()
+        sizes = [int(size) for size in re.findall(r"Li(\d+)E", name)]
+        if kernel == "SoftmaxForward":
+            table = hopper.FORWARD_TILE if "Lb1" in name else hopper.DENSE_FORWARD_TILE
+            assert tuple(sizes[1:]) == table[int(width)]
+        elif kernel == "SampleForward":
+            _, rows, _, samples = sizes
+            table = hopper.SAMPLE_TILE if samples == 1 else hopper.SAMPLES_TILE
+            assert rows == table[int(width)][0] and samples in (1, hopper.SAMPLES_AT_ONCE)
+        elif kernel == "SoftmaxBackward":
+            assert sizes[1] == hopper.BACKWARD_TILE[int(width)][0]
+
+
 def test_products_run_on_the_matrix_unit(kernels):
     """wgmma is HGMMA; the small kernels around the backward have no product."""
     assert [name for name, found in kernels.items() if NAME.search(name)[3] and not found["HGMMA"]] == []
@@ -58,6 +74,17 @@ def test_no_spills(kernels):
     counts = {name: {what: found[what] for what in ("stack", "local", "STL", "LDL")} for name, found in narrow.items()}
     spilled = [f"{name}: {count}" for name, count in counts.items() if any(count.values())]
     assert not spilled, "\n".join(spilled)
+
+
+def test_loops_are_not_held_up_by_issue(module):
+    """Plain global attention, forward and backward, heads of 128: the matrix units set the pace."""
+    loops = {loop.kernel: loop for loop in main_loops(module)}
+    plain = [loop for name, loop in loops.items() if re.search(r"bf16ELi128E.*(Li160ELb0ELb0E|Lb0ELb1ELb0E)E", name)]
+    assert len(plain) == 2 and all(loop.matrix_share == 1 for loop in plain)
+    for name, loop in loops.items():
+        products = {"SoftmaxForward": 2, "SampleForward": 1, "SoftmaxBackward": 5}[NAME.search(name)[1]]
+        products = 3 if re.search(r"SoftmaxBackward.*Lb\dELb0ELb\dE", name) else products
+        assert 1 <= loop.per_score(products * int(NAME.search(name)[3]))["exp"] < 1.05, name
 
 
 def test_a_block_fits_a_multiprocessor(kernels):

@@ -119,7 +119,7 @@ def profile(
     """
     if not callable(model):
         raise TypeError(f"model must be a module or a function, got {type(model).__name__}")
-    device = _device(model, (inputs, kwargs))
+    device = device_of(model, (inputs, kwargs))
     roofs = roofs or measure_roofs(device)
     gradients = {}  # of the leaves of the graph, as they were
 
@@ -217,7 +217,7 @@ def _inside(module: str, name: str) -> bool:
     return module == name or module.startswith(name + ".")
 
 
-def _device(model: nn.Module | Callable, inputs: tuple) -> torch.device:
+def device_of(model: nn.Module | Callable, inputs: tuple) -> torch.device:
     """Of the first tensor that is on a GPU; else the CPU."""
     tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     tensors += model.parameters() if isinstance(model, nn.Module) else ()
