@@ -45,7 +45,7 @@ Row = tuple[str, machine_code.Loop, int | None]  # MACs of a score, where they a
 
 
 def of_file(file: Path) -> list[Row]:
-    rows = [(*_described(loop.kernel), loop) for loop in machine_code.main_loops(file)]
+    rows = [(*described(loop.kernel), loop) for loop in machine_code.main_loops(file)]
     return sorted((name, loop, features) for name, features, loop in rows)
 
 
@@ -92,7 +92,7 @@ def _tensors(problem: attnkern.Problem) -> Inputs:
     )
 
 
-def _described(kernel: str) -> tuple[str, int | None]:
+def described(kernel: str) -> tuple[str, int | None]:
     """A kernel of ours by its template's arguments, and the MACs of a score."""
     if (found := OURS.search(kernel)) is None:
         return kernel, None

@@ -24,7 +24,7 @@ SPECIAL = "sm__inst_executed_pipe_xu.sum"  # of warps
 MEMORY = "dram__bytes.sum"
 METRICS = (*TENSOR_OPS, SPECIAL, MEMORY)
 WARP = 32
-PLACES = ("/usr/local/cuda/bin", "/opt/nvidia/nsight-compute")
+PLACES = ("/usr/local/cuda/bin",)
 
 
 class Difference(NamedTuple):

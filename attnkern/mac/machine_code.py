@@ -3,6 +3,7 @@
 The rates are those of compute capability 9.0 (CUDA C++ Programming Guide, arithmetic instructions).
 """
 
+import functools
 import re
 import subprocess
 from collections import Counter
@@ -85,6 +86,11 @@ def main_loops(binary: str | Path) -> list[Loop]:
         listing = cuobjdump("--dump-sass", str(binary))
     except subprocess.CalledProcessError as error:
         raise ValueError(f"{binary} holds no machine code: {error.stderr.strip()}") from None
+    return loops_of(listing)
+
+
+def loops_of(listing: str) -> list[Loop]:
+    """The same from what `cuobjdump --dump-sass` prints."""
     parts = re.split(r"^\s+Function : ", listing, flags=re.MULTILINE)[1:]
     found = (main_loop(part.split(maxsplit=1)[0], part) for part in parts)
     return [loop for loop in found if loop is not None]
@@ -175,6 +181,7 @@ def _class_of(code: str) -> Class:
     return next((found for pattern, found in CLASSES.items() if re.fullmatch(pattern, root)), OTHER)
 
 
+@functools.cache
 def _macs(code: str) -> int:
     """Of one warp: HGMMA.64x128x16 is a warpgroup's, HMMA.16816 a warp's product of 16 x 8 x 16."""
     if found := re.match(r"[HIQ]GMMA\.(\d+)x(\d+)x(\d+)", code):
