@@ -132,6 +132,7 @@ def _triton_config(kernel: str, problem: Problem) -> tuning.Config:
 
 
 def _cuda(problem: Problem, operation: Operation, sources: Sources) -> list[Pass]:
+    """But for one product of scores that a block starts, in vain, when its last tile is done."""
     width, extras = hopper.width_of(problem), problem.mask or problem.softcap or problem.dropout_p
     if operation == "sample":
         rounds = -(-problem.num_samples // hopper.SAMPLES_AT_ONCE)
