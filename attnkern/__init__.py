@@ -7,7 +7,7 @@ hard = attnkern.hard_attention(query, key, value, num_samples=4)
 attnkern.swap_attention(model)
 """
 
-from attnkern import huggingface, layers, nn
+from attnkern import huggingface, layers, mac, nn
 from attnkern.api import global_attention, hard_attention, local_attention, mac_attention
 from attnkern.backends.choose import explain
 from attnkern.layers import as_attention
@@ -31,6 +31,7 @@ __all__ = [
     "huggingface",
     "layers",
     "local_attention",
+    "mac",
     "mac_attention",
     "nn",
     "restore_attention",

@@ -116,14 +116,20 @@ class Problem:
         return begin, max(begin, end)
 
     def pairs(self) -> int:
-        """Exact number of (query, key) pairs the prior admits, over batch and query heads.
+        """Number of (query, key) pairs the prior admits, over batch and query heads.
 
-        A mask tensor is not read: its pairs count. So do those of learned centres, as a full window.
+        Exact, but for what a tensor says: a mask is taken to hide nothing, and windows around learned centres, or at
+        offsets that differ in a batch, to lie inside the keys wherever they may.
         """
-        left, right = self.band
-        offset = self.query_offset or 0
-        begin = 0 if left < 0 else self._clamped_sum(offset - left)
-        end = self.len_q * self.len_k if right < 0 else self._clamped_sum(offset + right + 1)
+        left, right = self.window if self.center else self.band
+        if self.center or self.query_offset is None:
+            width = self.len_k if UNLIMITED in (left, right) else min(left + right + 1, self.len_k)
+            pairs = self.len_q * width
+            if self.center and self.causal and self.query_offset is not None:
+                pairs = min(pairs, self._clamped_sum(self.query_offset + 1))
+            return self.batch * self.heads * pairs
+        begin = 0 if left < 0 else self._clamped_sum(self.query_offset - left)
+        end = self.len_q * self.len_k if right < 0 else self._clamped_sum(self.query_offset + right + 1)
         return self.batch * self.heads * (end - begin)
 
     def _clamped_sum(self, shift: int) -> int:

@@ -52,11 +52,9 @@ class Block:
         begin, end = self.keys
         if begin == end:
             return
-        begin = begin // align * align
-        tiles = -(-(end - begin) // KEYS)
-        step = -(-(end - begin) // (tiles * align)) * align
-        for tile in range(begin, end, step):
-            yield tile, min(tile + step, end)
+        tiles = key_tiles(begin, end, align)
+        for tile in tiles:
+            yield tile, min(tile + tiles.step, end)
 
     def take_rows(self, tensor: Tensor) -> Tensor:
         """The block's part of `(B, H, Lq, ...)`, as `(n, group * rows, ...)` in the compute dtype."""
@@ -233,10 +231,8 @@ def exp_(x: Tensor) -> Tensor:
     return x.mul_(LOG2E).exp2_()
 
 
-def blocks(problem: Problem, inputs: Inputs) -> Iterator[Block]:
-    """Every block of the problem, sized so that a tile of scores fits the cache."""
-    if 0 in (problem.batch, problem.heads, problem.len_q):
-        return
+def block_sizes(problem: Problem) -> tuple[int, int, int]:
+    """Batch elements, key heads and queries of one block, such that a tile of scores fits the cache."""
     left, right = problem.band
     span = min(problem.len_k, KEYS if UNLIMITED in (left, right) else ROWS + left + right)
     rows = min(ROWS, problem.len_q)
@@ -244,15 +240,30 @@ def blocks(problem: Problem, inputs: Inputs) -> Iterator[Block]:
     budget = TILE_BYTES.get(problem.device, TILE_BYTES_ELSEWHERE)
     together = max(1, budget // max(1, size * problem.group * rows * min(span, KEYS)))
 
+    batches = 1 if problem.query_offset is None else max(1, together // problem.kv_heads)
+    heads = min(together, problem.kv_heads)
+    if UNLIMITED in (left, right):  # a window's rows stay few, for its tiles to stay narrow
+        spare = together // (heads * min(batches, problem.batch))
+        rows = min(rows * max(1, spare), MOST_ROWS, problem.len_q)
+    return batches, heads, rows
+
+
+def key_tiles(begin: int, end: int, align: int = 1) -> range:
+    """Where each tile of the keys `[begin, end)` begins, a multiple of `align`; the step is their size."""
+    begin = begin // align * align
+    tiles = max(1, -(-(end - begin) // KEYS))
+    return range(begin, end, max(1, -(-(end - begin) // (tiles * align))) * align)
+
+
+def blocks(problem: Problem, inputs: Inputs) -> Iterator[Block]:
+    """Every block of the problem."""
+    if 0 in (problem.batch, problem.heads, problem.len_q):
+        return
+    batches, heads_at_once, rows = block_sizes(problem)
     bands: dict = {}
     offsets = None if inputs.offsets is None else inputs.offsets.tolist()
-    whole_batches = 1 if inputs.offsets is not None else max(1, together // problem.kv_heads)
-    heads_at_once = min(together, problem.kv_heads)
-    if UNLIMITED in (left, right):  # a window's rows stay few, for its tiles to stay narrow
-        spare = together // (heads_at_once * min(whole_batches, problem.batch))
-        rows = min(rows * max(1, spare), MOST_ROWS, problem.len_q)
-    for b in range(0, problem.batch, whole_batches):
-        batch = slice(b, min(b + whole_batches, problem.batch))
+    for b in range(0, problem.batch, batches):
+        batch = slice(b, min(b + batches, problem.batch))
         for h in range(0, problem.kv_heads, heads_at_once):
             heads = slice(h, min(h + heads_at_once, problem.kv_heads))
             offset = problem.query_offset if offsets is None else offsets[b]

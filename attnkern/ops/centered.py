@@ -3,6 +3,7 @@
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from attnkern import products
 from attnkern.backends.choose import choose, load
 from attnkern.ops import library, second_order
 from attnkern.ops.vmap import fold_into_batch
@@ -107,13 +108,13 @@ fold_into_batch("centered_attention_backward", _BATCHED, (0,) * 6, mask_gradient
 
 @register_flop_formula(torch.ops.attnkern.centered_attention)
 def _forward_flops(query, key, value, attn_mask, offsets, seed, center, sigma, *options, **_) -> int:
-    """Two products over whole windows."""
-    return 2 * library.pairs(query, key, options) * (query[-1] + value[-1])
+    """Of whole windows: where they lie is the tensor's secret."""
+    return 2 * products.softmax(library.problem_of(query, key, value, offsets, options, center=True))
 
 
 @register_flop_formula(torch.ops.attnkern.centered_attention_backward)
 def _backward_flops(
     grad_output, grad_lse, output, lse, query, key, value, attn_mask, offsets, seed, center, sigma, *options, **_
 ) -> int:
-    """Five products: scores again, and the gradients of weights, value, query and key."""
-    return 2 * library.pairs(query, key, options) * (3 * query[-1] + 2 * value[-1])
+    problem = library.problem_of(query, key, value, offsets, options, center=True)
+    return 2 * products.softmax_backward(problem, output=grad_output is not None)

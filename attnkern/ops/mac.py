@@ -3,6 +3,7 @@
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from attnkern import products
 from attnkern.backends.choose import choose, load
 from attnkern.ops import library, second_order
 from attnkern.ops.vmap import fold_into_batch
@@ -69,10 +70,9 @@ fold_into_batch("mac_attention_backward", _BATCHED | {"grad_output": 0}, (0, 0, 
 
 @register_flop_formula(torch.ops.attnkern.mac_attention)
 def _forward_flops(query, key, value, attn_mask, offsets, seed, *options, **_) -> int:
-    return 2 * library.pairs(query, key, options) * (query[-1] + value[-1])
+    return 2 * products.softmax(library.problem_of(query, key, value, offsets, options))
 
 
 @register_flop_formula(torch.ops.attnkern.mac_attention_backward)
 def _backward_flops(grad_output, query, key, value, attn_mask, offsets, seed, *options, **_) -> int:
-    """Five products: scores again, and the gradients of weights, value, query and key."""
-    return 2 * library.pairs(query, key, options) * (3 * query[-1] + 2 * value[-1])
+    return 2 * products.softmax_backward(library.problem_of(query, key, value, offsets, options))

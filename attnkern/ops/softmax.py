@@ -3,6 +3,7 @@
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from attnkern import products
 from attnkern.backends.choose import choose, load
 from attnkern.ops import library, second_order
 from attnkern.ops.vmap import fold_into_batch
@@ -82,13 +83,12 @@ fold_into_batch("softmax_attention_backward", _BATCHED, (0, 0, 0, 0), mask_gradi
 
 @register_flop_formula(torch.ops.attnkern.softmax_attention)
 def _forward_flops(query, key, value, attn_mask, offsets, seed, *options, **_) -> int:
-    """Two products over the pairs that the prior admits."""
-    pairs = library.pairs(query, key, options)
-    return 2 * pairs * (query[-1] + value[-1])
+    return 2 * products.softmax(library.problem_of(query, key, value, offsets, options))
 
 
 @register_flop_formula(torch.ops.attnkern.softmax_attention_backward)
-def _backward_flops(grad_output, grad_lse, output, lse, query, key, value, attn_mask, offsets, seed, *options, **_):
-    """Five products: scores again, and the gradients of weights, value, query and key."""
-    pairs = library.pairs(query, key, options)
-    return 2 * pairs * (3 * query[-1] + 2 * value[-1])
+def _backward_flops(
+    grad_output, grad_lse, output, lse, query, key, value, attn_mask, offsets, seed, *options, **_
+) -> int:
+    problem = library.problem_of(query, key, value, offsets, options)
+    return 2 * products.softmax_backward(problem, output=grad_output is not None)
