@@ -255,7 +255,7 @@ def _config(kernel, problem: Problem, run=None) -> tuning.Config:
 
 def _arguments(problem: Problem, inputs: Inputs) -> dict:
     """What every kernel may ask for: tensors, strides, sizes and compile-time choices."""
-    query, key, value, mask, offsets, seed = inputs
+    query, key, value, mask, offsets, seed, *_ = inputs
     left, right = problem.band
     stand_in = query  # for tensors that the compiled kernel never reads
     block_e, block_v = padded_widths(problem)
