@@ -210,10 +210,9 @@ class _RowTerms:
         return final, grad_score
 
     def _add_to_gaussian(self, tile: Tile, part: Tensor) -> None:
-        distance = tile.distance_in_sigmas()
-        part = part * distance
+        part = part * tile.distance_in_sigmas
         self.grad_center = self.grad_center + part.sum(-1, keepdim=True)
-        self.grad_sigma = self.grad_sigma + (part * distance).sum(-1, keepdim=True)
+        self.grad_sigma = self.grad_sigma + (part * tile.distance_in_sigmas).sum(-1, keepdim=True)
 
     def _weight_gradient(self, tile: Tile) -> tuple[Tensor | None, Tensor | None]:
         """`g`, the gradient to the softmax's weights, and what multiplies them; None if absent."""
