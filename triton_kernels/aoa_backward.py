@@ -77,10 +77,7 @@ def score_gradient(
     lse = load_vector(row_lse, begin_m, len_d, BLOCK_M)
     column_mean = load_vector(mean, begin_n, len_q, BLOCK_N)
     by_row = weights_of(score, lse[:, None], UNIT)
-    if ONE_TILE:
-        own_mean = tl.sum(by_row * column_mean[None, :], 1)
-    else:
-        own_mean = load_vector(row_mean, begin_m, len_d, BLOCK_M)
+    own_mean = tl.sum(by_row * column_mean[None, :], 1) if ONE_TILE else load_vector(row_mean, begin_m, len_d, BLOCK_M)
     by_row *= column_mean[None, :] - own_mean[:, None]
 
     lse = load_vector(column_lse, begin_n, len_q, BLOCK_N)
@@ -97,19 +94,19 @@ def aoa_backward_document(
     grad_columns, mean, grad_document,
     stride_db, stride_dm, stride_qb, stride_qn, stride_gdb, stride_gdm, len_d, len_q,
     DOCUMENT_MASK: tl.constexpr, QUESTION_MASK: tl.constexpr, FEATURES: tl.constexpr, ONE_TILE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
     PRECISION: tl.constexpr, GRAD_PRECISION: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """One program per tile of the document and BLOCK_V features: `dM question`."""
-    chunks: tl.constexpr = (FEATURES + BLOCK_V - 1) // BLOCK_V
+    """One program per tile of the document and BLOCK_E features: `dM question`."""
+    chunks: tl.constexpr = (FEATURES + BLOCK_E - 1) // BLOCK_E
     tiles = tl.cdiv(len_d, BLOCK_M)
-    begin_v = tl.program_id(0) % chunks * BLOCK_V
+    begin_e = tl.program_id(0) % chunks * BLOCK_E
     begin_m = tl.program_id(0) // chunks % tiles * BLOCK_M
     batch = (tl.program_id(0) // chunks // tiles).to(tl.int64)
     document += batch * stride_db
     question += batch * stride_qb
     rows = seen_words(document_mask + batch * len_d, begin_m, len_d, DOCUMENT_MASK, BLOCK_M)
-    sums = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+    sums = tl.zeros((BLOCK_M, BLOCK_E), tl.float32)
     for begin_n in tl.range(0, len_q, BLOCK_N):
         columns = seen_words(question_mask + batch * len_q, begin_n, len_q, QUESTION_MASK, BLOCK_N)
         score = pair_scores(
@@ -121,10 +118,10 @@ def aoa_backward_document(
             column_lse + batch * len_q, beta + batch * len_q, grad_columns + batch * len_q, mean + batch * len_q,
             len_d, len_q, ONE_TILE, BLOCK_M, BLOCK_N, UNIT,
         )  # fmt: skip
-        q = load_words(question, begin_n, stride_qn, columns, begin_v, FEATURES, BLOCK_N, BLOCK_V)
+        q = load_words(question, begin_n, stride_qn, columns, begin_e, FEATURES, BLOCK_N, BLOCK_E)
         sums = tl.dot(grad_score, q.to(tl.float32), sums, input_precision=GRAD_PRECISION)
     i = (begin_m + tl.arange(0, BLOCK_M))[:, None]
-    features = begin_v + tl.arange(0, BLOCK_V)[None, :]
+    features = begin_e + tl.arange(0, BLOCK_E)[None, :]
     pointers = grad_document + batch * stride_gdb + i.to(tl.int64) * stride_gdm + features
     tl.store(pointers, sums.to(grad_document.dtype.element_ty), mask=(i < len_d) & (features < FEATURES))
 
@@ -135,13 +132,13 @@ def aoa_backward_question(
     grad_columns, mean, grad_question,
     stride_db, stride_dm, stride_qb, stride_qn, batches, len_d, len_q, split,
     DOCUMENT_MASK: tl.constexpr, QUESTION_MASK: tl.constexpr, FEATURES: tl.constexpr, ONE_TILE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
     PRECISION: tl.constexpr, GRAD_PRECISION: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """One program per tile of the question, BLOCK_V features and split: `dM^T document`, `(splits, B, Lq, E)`."""
-    chunks: tl.constexpr = (FEATURES + BLOCK_V - 1) // BLOCK_V
+    """One program per tile of the question, BLOCK_E features and split: `dM^T document`, `(splits, B, Lq, E)`."""
+    chunks: tl.constexpr = (FEATURES + BLOCK_E - 1) // BLOCK_E
     tiles = tl.cdiv(len_q, BLOCK_N)
-    begin_v = tl.program_id(0) % chunks * BLOCK_V
+    begin_e = tl.program_id(0) % chunks * BLOCK_E
     begin_n = tl.program_id(0) // chunks % tiles * BLOCK_N
     place = tl.program_id(0) // chunks // tiles
     batch = (place % batches).to(tl.int64)
@@ -149,7 +146,7 @@ def aoa_backward_question(
     document += batch * stride_db
     question += batch * stride_qb
     columns = seen_words(question_mask + batch * len_q, begin_n, len_q, QUESTION_MASK, BLOCK_N)
-    sums = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
+    sums = tl.zeros((BLOCK_N, BLOCK_E), tl.float32)
     for begin_m in tl.range(begin, tl.minimum(begin + split, len_d), BLOCK_M):
         rows = seen_words(document_mask + batch * len_d, begin_m, len_d, DOCUMENT_MASK, BLOCK_M)
         score = pair_scores(
@@ -161,9 +158,9 @@ def aoa_backward_question(
             column_lse + batch * len_q, beta + batch * len_q, grad_columns + batch * len_q, mean + batch * len_q,
             len_d, len_q, ONE_TILE, BLOCK_M, BLOCK_N, UNIT,
         )  # fmt: skip
-        d = load_words(document, begin_m, stride_dm, rows, begin_v, FEATURES, BLOCK_M, BLOCK_V)
+        d = load_words(document, begin_m, stride_dm, rows, begin_e, FEATURES, BLOCK_M, BLOCK_E)
         sums = tl.dot(tl.trans(grad_score), d.to(tl.float32), sums, input_precision=GRAD_PRECISION)
     j = (begin_n + tl.arange(0, BLOCK_N))[:, None]
-    features = begin_v + tl.arange(0, BLOCK_V)[None, :]
+    features = begin_e + tl.arange(0, BLOCK_E)[None, :]
     pointers = grad_question + (place.to(tl.int64) * len_q + j) * FEATURES + features
     tl.store(pointers, sums, mask=(j < len_q) & (features < FEATURES))

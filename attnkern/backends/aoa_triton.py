@@ -10,8 +10,10 @@ from attnkern.triton_kernels import aoa as kernels
 from attnkern.triton_kernels import aoa_backward as backward_kernels
 from attnkern.triton_kernels.scores import LOG2E
 
-LONGEST_TILE = 128  # words of a question
-ROWS = 64  # words of a document in a tile
+ONE_TILE = 128  # words of a question up to which it is one tile
+COLUMNS = 64  # of a tile of a longer question
+ROWS = 64  # of a tile: words of the document
+WARPS = 8
 PROGRAMS = 256  # enough to fill a GPU
 FEWEST_TILES = 4  # of a split: its partial sums are few beside its words
 
@@ -83,15 +85,14 @@ class _Call:
             document if mask is None else mask.contiguous().view(torch.uint8) for mask in masks
         )
         self.count = len_d if masks[0] is None else masks[0].sum(1, keepdim=True).clamp(min=1)
-        block_n = min(padded(len_q), LONGEST_TILE)
-        block_v = min(padded(features), 128)
+        block_n = padded(len_q) if len_q <= ONE_TILE else COLUMNS
+        block_e = min(padded(features), 64)
         tiles = triton.cdiv(len_q, block_n)
-        self.chunks = triton.cdiv(features, block_v)
+        self.chunks = triton.cdiv(features, block_e)
         self.row_tiles = batch * triton.cdiv(len_d, ROWS)
         split = ROWS * max(FEWEST_TILES, triton.cdiv(self.row_tiles * tiles, PROGRAMS))
         self.splits = triton.cdiv(len_d, split)
         self.column_tiles = self.splits * batch * tiles
-        self.num_warps = 8 if block_n > 64 else 4
         halved = document.dtype != torch.float32
         self.arguments = {
             "document": document, "question": question, "document_mask": document_mask, "question_mask": question_mask,
@@ -100,7 +101,7 @@ class _Call:
             "batches": batch, "len_d": len_d, "len_q": len_q, "split": split,
             "DOCUMENT_MASK": masks[0] is not None, "QUESTION_MASK": masks[1] is not None,
             "FEATURES": features, "ONE_TILE": tiles == 1,
-            "BLOCK_M": ROWS, "BLOCK_N": block_n, "BLOCK_E": min(block_v, 64), "BLOCK_V": block_v,
+            "BLOCK_M": ROWS, "BLOCK_N": block_n, "BLOCK_E": block_e,
             "PRECISION": precision(document.dtype),
             # 16-bit words are exact in tf32, and so is the range of their small gradients
             "GRAD_PRECISION": "tf32" if halved else precision(document.dtype),
@@ -119,4 +120,4 @@ class _Call:
         arguments = self.arguments | tensors
         arguments = {name: arguments[name] for name in kernel.arg_names if name in arguments}
         with on_device_of(arguments["document"]):
-            kernel[(programs,)](**arguments, num_warps=self.num_warps, num_stages=2)
+            kernel[(programs,)](**arguments, num_warps=WARPS, num_stages=2)
