@@ -7,9 +7,16 @@ hard = attnkern.hard_attention(query, key, value, num_samples=4)
 attnkern.swap_attention(model)
 """
 
-from attnkern import huggingface, nn
-from attnkern.api import attention_over_attention, global_attention, hard_attention, local_attention
+from attnkern import huggingface, layers, nn
+from attnkern.api import (
+    attention_over_attention,
+    global_attention,
+    hard_attention,
+    local_attention,
+    mac_attention,
+)
 from attnkern.backends.choose import explain
+from attnkern.layers import as_attention
 from attnkern.problem import Problem, UnsupportedProblem
 from attnkern.results import Aux, AuxRequest, HardAttention
 from attnkern.swap import SwapReport, restore_attention, swap_attention
@@ -23,12 +30,15 @@ __all__ = [
     "Problem",
     "SwapReport",
     "UnsupportedProblem",
+    "as_attention",
     "attention_over_attention",
     "explain",
     "global_attention",
     "hard_attention",
     "huggingface",
+    "layers",
     "local_attention",
+    "mac_attention",
     "nn",
     "restore_attention",
     "swap_attention",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 UNLIMITED = -1
+UNNORMALISED = ("linear", "relu", "exp")  # selectors whose weights depend on their own scores alone
 
 
 class UnsupportedProblem(RuntimeError):
@@ -57,7 +58,7 @@ class Problem:
     sigma: bool = False
     renormalize: bool = False
 
-    selector: Literal["softmax", "sample", "argmax", "aoa"] = "softmax"
+    selector: Literal["softmax", "sample", "argmax", "linear", "relu", "exp", "aoa"] = "softmax"
     dropout_p: float = 0.0
     num_samples: int = 1
     straight_through: bool = False
@@ -82,12 +83,15 @@ class Problem:
             raise ValueError(f"Problem.heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}")
 
     @property
-    def kind(self) -> Literal["global", "local", "hard", "aoa"]:
-        """Which of the three kinds of attention this is, or Attention-over-Attention."""
+    def kind(self) -> Literal["global", "local", "hard", "mac", "aoa"]:
+        """Which of the three kinds of attention this is.
+
+        Or "mac", a sum of values with weights of no distribution, or "aoa", Attention-over-Attention.
+        """
         if self.selector == "aoa":
             return "aoa"
         if self.selector != "softmax":
-            return "hard"
+            return "mac" if self.selector in UNNORMALISED else "hard"
         return "global" if self.window == (UNLIMITED, UNLIMITED) and not (self.center or self.sigma) else "local"
 
     @property
@@ -142,6 +146,7 @@ class Problem:
             f"softcap={self.softcap}": self.softcap,
             f"dropout={self.dropout_p}": self.dropout_p,
             f"{self.selector} x{self.num_samples}": self.kind == "hard",
+            self.selector: self.kind == "mac",
             "center": self.center,
             "sigma": self.sigma,
         }

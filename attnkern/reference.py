@@ -102,6 +102,19 @@ def softmax_attention(
     return weights @ value, lse, weights
 
 
+def mac_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *, activation: str, **score_options
+) -> Tensor:
+    """Weights that are the scores themselves, their positive part or their exponential; 0 for hidden keys."""
+    score = scores(query, key, attn_mask, **score_options)
+    seen = score != NEG_INF
+    score = torch.where(seen, score, 0.0)
+    weights = {"linear": torch.clone, "relu": torch.relu, "exp": torch.exp}[activation](score)
+    value = _per_query_head(value, query)
+    value = torch.where(seen.any(-2)[..., None], value, 0.0)
+    return torch.where(seen, weights, 0.0) @ value
+
+
 def hard_attention(
     query: Tensor,
     key: Tensor,
@@ -242,6 +255,8 @@ def widened(function, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tens
         options["attn_mask"] = attn_mask if attn_mask.dtype == torch.bool else attn_mask.to(dtype)
     options |= {name: x.to(dtype) for name, x in floats.items()}
     result = function(query.to(dtype), key.to(dtype), value.to(dtype), **options)
+    if isinstance(result, Tensor):
+        return result.to(query.dtype)
     if isinstance(result, HardAttention):
         return result._replace(output=result.output.to(query.dtype))
     output, lse, weights = result

@@ -28,6 +28,9 @@ VARIANTS = {
     "causal": {"causal": True},
     "bool": {"mask": "bool"},
     "float": {"mask": "float"},
+    "linear": {"selector": "linear"},
+    "relu": {"selector": "relu", "mask": "float"},
+    "exp": {"selector": "exp", "causal": True},
     "everything": {
         "kv_heads": 1,
         "window": (100, 20),
@@ -52,6 +55,7 @@ def launches(variant: str, head_dim: int, dtype: torch.dtype, capability: int) -
         "everything": torch.zeros(2, 1, 1, 256, dtype=dtype),
         "bool": torch.zeros(2, 2, 256, 256, dtype=torch.bool),
         "float": torch.zeros(2, 2, 256, 256),
+        "relu": torch.zeros(1, 1, 1, 256),
     }.get(variant)
     offsets = torch.zeros(2, dtype=torch.int64) if everything else None
     inputs = Inputs(query, key, value, mask, offsets, torch.zeros((), dtype=torch.int64))
@@ -74,8 +78,9 @@ def launches(variant: str, head_dim: int, dtype: torch.dtype, capability: int) -
         output, _ = backend.softmax(problem, inputs)
         extra = {"grad_weights": torch.zeros(2, 2, 256, 256, dtype=dtype), "entropy": lse, "needs_mask": True}
         backend.backward(problem, inputs, lse, grad_output=output, **(extra if everything else {}))
-        backend.weights(problem, inputs, lse)
-        backend.sample(problem, inputs)
+        if problem.kind != "mac":
+            backend.weights(problem, inputs, lse)
+            backend.sample(problem, inputs)
     finally:
         backend._launch, backend._config = originals
     return found

@@ -44,6 +44,13 @@ def test_no_spills(capability, head_dim, dtype):
         assert all(case["wgmma"] for case in found)
 
 
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_no_spills_without_a_softmax(head_dim):
+    found = compiled(90, head_dim, "bfloat16", "relu", "exp")
+    assert len(found) == 6 and not any(case["spills"] for case in found)
+    assert all(case["wgmma"] for case in found)
+
+
 @pytest.mark.parametrize(("capability", "head_dim", "dtype"), [(90, 80, "bfloat16"), (80, 32, "float32")])
 def test_every_option_compiles(capability, head_dim, dtype):
     """Window, float mask and its gradient, soft cap, dropout, grouped heads, offsets, entropy, weights, at once."""

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from attnkern import philox
-from attnkern.backends import sdpa, sparse
+from attnkern.backends import sdpa, sparse, unnormalised
 from attnkern.backends.tiles import NEG_INF, Block, Tile, blocks, exp_
 from attnkern.problem import Gradients, Inputs, Problem, new_output
 
 FAR = -1e4  # its exponential is 0, and 0 * FAR is not NaN
+mac = unnormalised.forward
 sparse_backward = sparse.backward
 
 
@@ -66,7 +67,7 @@ def weights(problem: Problem, inputs: Inputs, lse: Tensor) -> Tensor:
 def backward(
     problem: Problem,
     inputs: Inputs,
-    lse: Tensor,
+    lse: Tensor | None = None,
     *,
     grad_output: Tensor | None = None,
     output: Tensor | None = None,
@@ -80,6 +81,7 @@ def backward(
     With `g = dropout * (grad_output . value + grad_weights)`, absent terms being 0,
     `dS = p * (g - sum_j p_j g_j - row - entropy * (s - lse))`; `row` and `entropy` are `(B, H, Lq)`.
     The value's gradient is None without `grad_output`; `output` is what `softmax` returned, if it ran.
+    Without a softmax (see `mac`) there is `grad_output` alone, and dS is g times the activation's derivative.
     """
     only_output = row is None and not needs_mask and output is not None and grad_output is not None
     if only_output and sdpa.can_run(problem, inputs) and sdpa.is_sound(lse):
@@ -91,15 +93,15 @@ def backward(
     grad_value = torch.zeros(inputs.value.shape, dtype=dtype, device=device) if grad_output is not None else None
     grad_mask = torch.zeros(inputs.attn_mask.shape, dtype=dtype, device=device) if needs_mask else None
     for block in blocks(problem, inputs):
-        terms = _RowTerms(block, lse, grad_output, grad_weights, row, entropy)
         tiles = list(block.key_tiles())
-        if len(tiles) > 1:
-            for keys in tiles:
-                terms.add_to_mean(block.tile(keys))
+        if problem.kind == "mac":
+            terms = unnormalised.RowTerms(block, grad_output)
+        else:
+            terms = _RowTerms(block, tiles, lse, grad_output, grad_weights, row, entropy)
         block_grad_query = torch.zeros_like(block.query)
         for keys in tiles:
             tile = block.tile(keys)
-            dropped, grad_score = terms.score_gradient(tile, whole_row=len(tiles) == 1)
+            dropped, grad_score = terms.score_gradient(tile)
             if grad_output is not None:
                 block.take_keys(grad_value, keys).add_(dropped.mT @ terms.grad_output)
             if needs_mask:
@@ -154,7 +156,7 @@ def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Te
 class _RowTerms:
     """What the backward of one block needs of its rows, besides their queries."""
 
-    def __init__(self, block: Block, lse, grad_output, grad_weights, row, entropy):
+    def __init__(self, block: Block, tiles: list[tuple[int, int]], lse, grad_output, grad_weights, row, entropy):
         def rows(tensor):
             return None if tensor is None else block.take_rows(tensor)
 
@@ -163,15 +165,19 @@ class _RowTerms:
         self.grad_weights = grad_weights
         self.row = 0.0 if row is None else rows(row).unsqueeze(-1)
         self.entropy = None if entropy is None else rows(entropy).unsqueeze(-1)
+        self.whole_row = len(tiles) == 1  # then the mean is at hand with the gradient
+        if not self.whole_row:
+            for keys in tiles:
+                self._add_to_mean(block.tile(keys))
 
-    def add_to_mean(self, tile: Tile) -> None:
+    def _add_to_mean(self, tile: Tile) -> None:
         """Adds the tile's share of `sum_j p_j g_j` to what is subtracted from g."""
         gradient, _ = self._weight_gradient(tile)
         if gradient is not None:
             self.row = self.row + (tile.weights(self.lse) * gradient).sum(-1, keepdim=True)
 
-    def score_gradient(self, tile: Tile, whole_row: bool) -> tuple[Tensor, Tensor]:
-        """Weights after dropout, and dS. whole_row: the tile holds all keys of its rows, so their mean is at hand."""
+    def score_gradient(self, tile: Tile) -> tuple[Tensor, Tensor]:
+        """Weights after dropout, and dS."""
         gradient, dropout = self._weight_gradient(tile)
         surprise = None
         if self.entropy is not None:
@@ -180,7 +186,7 @@ class _RowTerms:
         dropped = weights if dropout is None else weights * dropout
         if gradient is None:
             gradient = torch.zeros_like(weights)
-        elif whole_row:
+        elif self.whole_row:
             self.row = self.row + torch.linalg.vecdot(weights, gradient).unsqueeze(-1)
         gradient -= self.row
         if surprise is not None:

@@ -17,7 +17,6 @@ from attnkern.problem import Gradients, Inputs, Problem, new_output
 
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 WIDTHS = (64, 128, 256)  # of kernels; smaller heads are padded with zeros on their way in
-WIDEST_BACKWARD = 128
 QUERY_TILE = 128  # rows that the backward's workspaces are padded to
 ALIGNMENT = 16  # bytes, of addresses and strides that the copy engine takes
 
@@ -43,7 +42,7 @@ class Kernels:
     def refuses(self, problem: Problem) -> str | None:
         """Why this backend cannot run the problem; None if it can."""
         head = max(problem.head_dim, problem.value_dim)
-        hard = problem.selector != "softmax"
+        hard = problem.kind == "hard"
         if problem.kind == "aoa":
             return "it has no Attention-over-Attention"
         if problem.device != self._device:
@@ -62,15 +61,13 @@ class Kernels:
             return "it has no offsets that differ in a batch"
         if problem.weights:
             return "it has no kernel that writes attention weights"
-        if problem.selector == "argmax":
-            return "it has no argmax"
+        if problem.selector not in ("softmax", "sample"):
+            return f"it has no {problem.selector}"
         if hard and (problem.mask or problem.softcap):
             return "its sampler has neither mask nor softcap"
         if problem.dropout_p and _seen(problem).start % 4:
             return "dropout needs the first key in sight to be a multiple of 4"
         if problem.requires_grad:
-            if head > WIDEST_BACKWARD:
-                return f"head sizes above {WIDEST_BACKWARD} have no backward"
             if problem.straight_through:
                 return "it has no straight-through gradient"
             if torch.are_deterministic_algorithms_enabled():

@@ -82,7 +82,7 @@ def _problem(arguments: argparse.Namespace) -> attnkern.Problem:
 
 def _macs_per_pair(problem: attnkern.Problem) -> int:
     """The score's, and the value's unless it is gathered at a sampled key."""
-    return problem.head_dim + (problem.value_dim if problem.selector == "softmax" else 0)
+    return problem.head_dim + (problem.value_dim if problem.kind != "hard" else 0)
 
 
 def _window(text: str) -> tuple[int, int]:

@@ -77,6 +77,19 @@ def softmax_results(**given) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
+def mac_result(**given) -> tuple[Tensor]:
+    return (
+        reference.widened(
+            reference.mac_attention,
+            given["query"],
+            given["key"],
+            given["value"],
+            activation=given["activation"],
+            **score_options(given),
+        ),
+    )
+
+
 def weights_result(**given) -> tuple[Tensor]:
     weights = softmax_results(**given)[2]
     return (weights.mean(1) if given["mean"] else weights,)
