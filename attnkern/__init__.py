@@ -7,7 +7,7 @@ hard = attnkern.hard_attention(query, key, value, num_samples=4)
 attnkern.swap_attention(model)
 """
 
-from attnkern import huggingface, layers, nn
+from attnkern import huggingface, layers, mac, nn
 from attnkern.api import (
     attention_over_attention,
     global_attention,
@@ -38,6 +38,7 @@ __all__ = [
     "huggingface",
     "layers",
     "local_attention",
+    "mac",
     "mac_attention",
     "nn",
     "restore_attention",

@@ -8,6 +8,7 @@ from torch import Tensor
 from attnkern import checks, philox, reference
 from attnkern.backends.choose import choose
 from attnkern.ops import aoa, mac
+from attnkern.ops.centered import centered_attention
 from attnkern.ops.library import describe
 from attnkern.ops.sample import sample_attention
 from attnkern.ops.softmax import softmax_attention
@@ -296,11 +297,10 @@ def _softmax_attention(
     aux = checks.check_aux(return_aux)
     seed = _seed_tensor(seed, query.device) if dropout_p else None
 
-    if backend == "reference" or center is not None or sigma is not None:
-        if backend not in (None, "reference"):
-            inputs = Inputs(query, key, value, attn_mask, offsets)
-            options = (scale, softcap, is_causal, left, right, query_offset)
-            choose(describe(inputs, *options, center=center is not None, sigma=sigma is not None), backend)
+    centered = center is not None or sigma is not None
+    if backend is None and centered and aux.weights is not None:
+        backend = "reference"  # the only one that writes weights around learned centres
+    if backend == "reference":
         output, lse, weights = reference.widened(
             reference.softmax_attention, query, key, value, attn_mask, is_causal=is_causal, scale=scale,
             softcap=softcap, window=(left, right), query_offset=query_offset if offsets is None else offsets,
@@ -308,6 +308,16 @@ def _softmax_attention(
         )  # fmt: skip
         if aux.weights == "mean":
             weights = weights.mean(1)
+    elif centered:
+        if aux.weights is not None:
+            inputs = Inputs(query, key, value, attn_mask, offsets)
+            options = (scale, softcap, is_causal, left, right, query_offset)
+            choose(describe(inputs, *options, center=True, sigma=sigma is not None, weights=aux.weights), backend)
+        center, sigma = _gaussian(query, center, sigma, query_offset if offsets is None else offsets)
+        output, lse = centered_attention(
+            query, key, value, attn_mask, offsets, seed, center, sigma, scale, softcap, is_causal, left, right,
+            query_offset, renormalize, dropout_p, backend,
+        )  # fmt: skip
     else:
         options = (scale, softcap, is_causal, left, right, query_offset, dropout_p)
         output, lse = softmax_attention(query, key, value, attn_mask, offsets, seed, *options, backend)
@@ -318,6 +328,18 @@ def _softmax_attention(
     if return_aux is None:
         return output
     return output, Aux(lse if aux.lse else None, weights if aux.weights is not None else None)
+
+
+def _gaussian(
+    query: Tensor, center: Tensor | None, sigma: float | Tensor | None, query_offset: int | Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """A centre and a sigma for every query `(B, H, Lq)`, in the dtype of the sums."""
+    dtype, rows = torch.promote_types(query.dtype, torch.float32), query.shape[:3]
+    if center is None:
+        center = reference.positions(query.shape[2], query_offset, query.device)
+    if sigma is not None and not isinstance(sigma, Tensor):
+        sigma = torch.full((), sigma, dtype=dtype, device=query.device)
+    return center.to(dtype).expand(rows), None if sigma is None else sigma.to(dtype).expand(rows)
 
 
 def _autocast(*tensors):

@@ -101,9 +101,12 @@ class Problem:
 
     @property
     def band(self) -> tuple[int, int]:
-        """Window with causality folded in: a causal query looks no further right than itself."""
+        """Window with causality folded in: a causal query looks no further right than itself.
+
+        A window around learned centres stays as it is: causality is a bound of its own there.
+        """
         left, right = self.window
-        return (left, 0) if self.causal else (left, right)
+        return (left, 0) if self.causal and not self.center else (left, right)
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -119,14 +122,20 @@ class Problem:
         return begin, max(begin, end)
 
     def pairs(self) -> int:
-        """Exact number of (query, key) pairs the prior admits, over batch and query heads.
+        """Number of (query, key) pairs the prior admits, over batch and query heads.
 
-        A mask tensor is not read: its pairs count. So do those of learned centres, as a full window.
+        Exact, but for what a tensor says: a mask is taken to hide nothing, and windows around learned centres, or at
+        offsets that differ in a batch, to lie inside the keys wherever they may.
         """
-        left, right = self.band
-        offset = self.query_offset or 0
-        begin = 0 if left < 0 else self._clamped_sum(offset - left)
-        end = self.len_q * self.len_k if right < 0 else self._clamped_sum(offset + right + 1)
+        left, right = self.window if self.center else self.band
+        if self.center or self.query_offset is None:
+            width = self.len_k if UNLIMITED in (left, right) else min(left + right + 1, self.len_k)
+            pairs = self.len_q * width
+            if self.center and self.causal and self.query_offset is not None:
+                pairs = min(pairs, self._clamped_sum(self.query_offset + 1))
+            return self.batch * self.heads * pairs
+        begin = 0 if left < 0 else self._clamped_sum(self.query_offset - left)
+        end = self.len_q * self.len_k if right < 0 else self._clamped_sum(self.query_offset + right + 1)
         return self.batch * self.heads * (end - begin)
 
     def _clamped_sum(self, shift: int) -> int:
@@ -157,7 +166,8 @@ class Inputs(NamedTuple):
     """The tensors of one call, beside its `Problem`.
 
     query `(B, H, Lq, E)`, key `(B, Hkv, Lk, E)`, value `(B, Hkv, Lk, Ev)`; attn_mask 4-d, each
-    dimension full or 1; offsets `(B,)` where `Problem.query_offset` is None; seed 0-d int64.
+    dimension full or 1; offsets `(B,)` where `Problem.query_offset` is None; seed 0-d int64; center and
+    sigma `(B, H, Lq)` in the compute dtype where the Problem has them.
     """
 
     query: Tensor
@@ -166,6 +176,8 @@ class Inputs(NamedTuple):
     attn_mask: Tensor | None = None
     offsets: Tensor | None = None
     seed: Tensor | None = None
+    center: Tensor | None = None
+    sigma: Tensor | None = None
 
 
 class Gradients(NamedTuple):
@@ -175,6 +187,8 @@ class Gradients(NamedTuple):
     key: Tensor | None = None
     value: Tensor | None = None
     attn_mask: Tensor | None = None
+    center: Tensor | None = None
+    sigma: Tensor | None = None
 
 
 def new_output(query: Tensor, value: Tensor, *draws: int) -> Tensor:

@@ -14,6 +14,7 @@ from attnkern import philox
 from attnkern.results import HardAttention
 
 NEG_INF = float("-inf")
+FARTHEST_SIGMAS = 1e15  # its square is finite
 
 
 def positions(length: int, query_offset: int | Tensor, device: torch.device) -> Tensor:
@@ -236,8 +237,8 @@ def _log_gaussian(query, key, query_offset, center, sigma) -> Tensor:
         center = positions(query.shape[-2], query_offset, query.device).to(query.dtype)
     if isinstance(sigma, Tensor) and sigma.dim():
         sigma = sigma[..., None]
-    distance = torch.arange(key.shape[-2], device=key.device) - center[..., None]
-    return -(distance**2) / (2 * sigma**2)
+    distance = (torch.arange(key.shape[-2], device=key.device) - center[..., None]) / sigma
+    return -0.5 * distance.clamp(-FARTHEST_SIGMAS, FARTHEST_SIGMAS) ** 2
 
 
 def _dropout_keep(weights: Tensor, dropout_p: float, seed: Tensor) -> Tensor:

@@ -1,6 +1,9 @@
 """Torch's layers through the attention core: every row of the table equals the original, forward and gradient."""
 
 import copy
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,7 +45,7 @@ ROWS = {
 
 def assert_agree(function, original, inputs, tolerance):
     """Outputs and every gradient against the original in float64: relative to the largest entry, the error is at most
-    `tolerance`, twice that for gradients (of sums of a hundred terms), or twice the original's own where that is more."""
+    `tolerance`, twice that for gradients (sums of a hundred terms), or twice the original's own where that is more."""
 
     def results(function, inputs, convert=lambda t: t):
         function = copy.deepcopy(function) if function is original else function
@@ -155,6 +158,16 @@ def test_layers_compile():
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(input), step(input))
+
+
+def test_the_page_prints_and_draws(monkeypatch, capsys, tmp_path):
+    picture = tmp_path / "layers.png"
+    monkeypatch.setattr(sys, "argv", ["layers_as_attention.py", str(picture)])
+    page = Path(__file__).parents[1] / "examples" / "layers_as_attention.py"
+    runpy.run_path(str(page), run_name="__main__")
+    header, *rows, last = capsys.readouterr().out.splitlines()
+    assert len(rows) == 8 and all(float(number) < 5e-6 for row in rows for number in row.split()[-2:])
+    assert picture.stat().st_size > 20_000 and str(picture) in last
 
 
 class Quiet(nn.Linear):

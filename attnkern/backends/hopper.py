@@ -17,6 +17,17 @@ from attnkern.problem import Gradients, Inputs, Problem, new_output
 
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 WIDTHS = (64, 128, 256)  # of kernels; smaller heads are padded with zeros on their way in
+
+# tiles of the kernels, as csrc/instances chooses them: (queries, keys), by width
+FORWARD_TILE = {64: (192, 128), 128: (128, 128), 256: (128, 64)}
+DENSE_FORWARD_TILE = {64: (192, 128), 128: (128, 160), 256: (128, 80)}  # no window
+EXTRAS_FORWARD_TILE = {64: (128, 128), 128: (128, 128), 256: (128, 64)}  # mask, soft cap or dropout
+SAMPLE_TILE = {64: (192, 128), 128: (192, 128), 256: (128, 128)}  # one sample
+SAMPLES_TILE = dict.fromkeys(WIDTHS, (128, 128))  # up to four at once
+SAMPLES_AT_ONCE = 4
+BACKWARD_TILE = {64: (128, 128), 128: (64, 128)}
+BACKWARD_BY_COLUMNS_TILE = {64: (128, 64), 128: (128, 64), 256: (64, 64)}  # extras, and wider heads
+
 QUERY_TILE = 128  # rows that the backward's workspaces are padded to
 ALIGNMENT = 16  # bytes, of addresses and strides that the copy engine takes
 
@@ -56,7 +67,7 @@ class Kernels:
         if not problem.scale > 0:
             return f"scale {problem.scale} is not positive"
         if problem.center or problem.sigma:
-            return "learned centres and Gaussians run on the reference only"
+            return "it has no learned centres and no Gaussians"
         if problem.query_offset is None:
             return "it has no offsets that differ in a batch"
         if problem.weights:
@@ -148,7 +159,7 @@ class Kernels:
         rows = problem.batch * problem.heads * (-(-problem.len_q // QUERY_TILE) * QUERY_TILE)
         counter = query.new_empty(1, dtype=torch.int32)
         row_space = query.new_empty(3 * rows, dtype=torch.float32)
-        query_space = query.new_zeros(rows * _width(problem), dtype=torch.float32)
+        query_space = query.new_zeros(rows * width_of(problem), dtype=torch.float32)
         lse, row, entropy = (None if tensor is None else tensor.contiguous() for tensor in (lse, row, entropy))
         spaces = [_address(tensor) for tensor in (counter, row_space, query_space)]
         scores, stream = self._scores(problem, seen.start), _stream(query)
@@ -208,7 +219,7 @@ def _seen(problem: Problem) -> slice:
     return slice(*problem.key_range(0, problem.len_q))
 
 
-def _width(problem: Problem) -> int:
+def width_of(problem: Problem) -> int:
     """Of the kernel."""
     return next(width for width in WIDTHS if max(problem.head_dim, problem.value_dim) <= width)
 

@@ -18,19 +18,24 @@ COVERAGE = 0.4  # share of the score matrix from which masking it beats walking 
 
 def can_run(problem: Problem, inputs: Inputs) -> bool:
     """Whether torch's kernel computes this problem, and without much waste."""
+    return suits(problem) and (problem.mask != "float" or inputs.attn_mask.dtype == problem.dtype)
+
+
+def suits(problem: Problem) -> bool:
+    """The same, for a float mask of the query's dtype."""
     return (
         problem.device == "cpu"
         and not problem.softcap
+        and not problem.center
         and not problem.dropout_p
         and problem.group == 1
         and problem.head_dim == problem.value_dim
-        and (problem.mask != "float" or inputs.attn_mask.dtype == problem.dtype)
         and 0 not in (problem.batch, problem.heads, problem.len_q, problem.len_k, problem.head_dim)
-        and (_is_plain(problem) or _covers_most(problem))
+        and (is_plain(problem) or _covers_most(problem))
     )
 
 
-def _is_plain(problem: Problem) -> bool:
+def is_plain(problem: Problem) -> bool:
     """No window, or the causal one as torch's kernel has it."""
     causal = problem.query_offset == 0 and problem.mask is None
     return problem.window == (UNLIMITED, UNLIMITED) and (causal or not problem.causal)
@@ -42,6 +47,11 @@ def _covers_most(problem: Problem) -> bool:
     if problem.query_offset is None or scores * (problem.batch if problem.mask else 1) > MASK_SIZE:
         return False
     return problem.pairs() >= COVERAGE * scores * problem.batch * problem.heads
+
+
+def tile(problem: Problem) -> tuple[int, int]:
+    """Queries and keys of a tile of torch's kernel; it leaves out only tiles that `is_causal` hides."""
+    return next(rows for least, rows in ((768, 256), (192, 64), (0, 32)) if problem.len_q >= least), 512
 
 
 def is_sound(lse: Tensor) -> bool:
@@ -81,10 +91,10 @@ def _prepared(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor,
     """Inputs as the kernel wants them: an additive mask, unreachable keys cleared, empty rows found."""
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in inputs[:3])
     mask = inputs.attn_mask
-    if mask is None and _is_plain(problem):
+    if mask is None and is_plain(problem):
         return query, key, value, None, None
     allowed = None if mask is None else mask if mask.dtype == torch.bool else mask != NEG_INF
-    if not _is_plain(problem):
+    if not is_plain(problem):
         allowed = _band(problem) if allowed is None else _band(problem) & allowed
     bias = torch.zeros(allowed.shape, dtype=query.dtype)
     if problem.mask == "float":

@@ -36,7 +36,7 @@ MASK_PROGRAMS = 256  # of backward_mask: enough to fill a GPU
 def refuses(problem: Problem) -> str | None:
     """Why this backend cannot run the problem; None if it can."""
     if problem.center or problem.sigma:
-        return "learned centres and Gaussians run on the reference only"
+        return "it has no learned centres and no Gaussians"
     if problem.dtype not in DTYPES:
         return f"dtype {problem.dtype} is not float16, bfloat16 or float32"
     if problem.kind != "aoa" and max(problem.head_dim, problem.value_dim) > LARGEST_HEAD:
@@ -258,9 +258,7 @@ def _arguments(problem: Problem, inputs: Inputs) -> dict:
     query, key, value, mask, offsets, seed = inputs
     left, right = problem.band
     stand_in = query  # for tensors that the compiled kernel never reads
-    block_e, block_v = padded(problem.head_dim), padded(problem.value_dim)
-    # tiles swizzled alike: ptxas 12.8 (Triton 3.6) mixes up the wgmma descriptors of ones that differ
-    block_e, block_v = max(block_e, min(block_v, WIDEST_SWIZZLE)), max(block_v, min(block_e, WIDEST_SWIZZLE))
+    block_e, block_v = padded_widths(problem)
     mask_strides = dict.fromkeys(("stride_mask_b", "stride_mask_h", "stride_mask_i", "stride_mask_j"), 0)
     if mask is not None:
         mask = broadcastable(mask.view(torch.uint8) if mask.dtype == torch.bool else mask)
@@ -312,6 +310,13 @@ def _unit_stride(inputs: Inputs) -> Inputs:
 def with_unit_stride(tensor: Tensor) -> Tensor:
     """Features side by side, and rows near enough for 32-bit offsets inside a tile."""
     return tensor if tensor.stride(-1) == 1 and tensor.stride(-2) < FARTHEST_ROW else tensor.contiguous()
+
+
+def padded_widths(problem: Problem) -> tuple[int, int]:
+    """Features of a tile of queries or keys, and of values."""
+    block_e, block_v = padded(problem.head_dim), padded(problem.value_dim)
+    # tiles swizzled alike: ptxas 12.8 (Triton 3.6) mixes up the wgmma descriptors of ones that differ
+    return max(block_e, min(block_v, WIDEST_SWIZZLE)), max(block_v, min(block_e, WIDEST_SWIZZLE))
 
 
 def padded(width: int) -> int:

@@ -5,16 +5,16 @@ times the whole row and keeps the winner in `$ATTNKERN_CACHE_DIR/tuning.json` (`
 later processes read it from there, with or without the variable.
 """
 
-import json
+import functools
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
+from attnkern import cache
 from attnkern.problem import UNLIMITED, Problem
+
+FILE = "tuning.json"
 
 
 class Config(NamedTuple):
@@ -148,20 +148,19 @@ def config(
     """
     row = candidates(kernel, problem, capability)
     place = _place(kernel, problem, device_name)
-    known = _known().get(place)
-    if known in row:
-        return known
-    if len(row) == 1 or os.environ.get("ATTNKERN_TUNE") != "1":
-        return row[0]
+    if _known().get(place) in row or len(row) == 1 or os.environ.get("ATTNKERN_TUNE") != "1":
+        return settled(kernel, problem, device_name, capability)
     best = _fastest(row, measure)
     _known()[place] = best
-    _save(place, best)
+    cache.add(FILE, place, best)
     return best
 
 
-def cache_file() -> Path:
-    folder = os.environ.get("ATTNKERN_CACHE_DIR")
-    return (Path(folder) if folder else Path.home() / ".cache" / "attnkern") / "tuning.json"
+def settled(kernel: str, problem: Problem, device_name: str, capability: int) -> Config:
+    """The config that is cached, else the table's first."""
+    row = candidates(kernel, problem, capability)
+    known = _known().get(_place(kernel, problem, device_name))
+    return known if known in row else row[0]
 
 
 def _fastest(row: tuple[Config, ...], measure: Callable[[Config], float]) -> Config:
@@ -185,29 +184,10 @@ def _place(kernel: str, problem: Problem, device_name: str) -> str:
     return f"{device_name} {kernel} {dims} {rounded} {bounded} {choices}"
 
 
-@cache
+@functools.cache
 def _known() -> dict[str, Config]:
-    return _read(cache_file())
-
-
-def _read(file: Path) -> dict[str, Config]:
     try:
-        return {place: Config(*values) for place, values in json.loads(file.read_text()).items()}
-    except FileNotFoundError:
+        return {place: Config(*values) for place, values in cache.read(FILE).items()}
+    except TypeError:
+        cache.warn_unreadable(FILE)
         return {}
-    except (OSError, ValueError, TypeError, AttributeError):
-        warnings.warn(f"ignoring unreadable tuning cache {file}; delete it to be rid of this warning", stacklevel=2)
-        return {}
-
-
-def _save(place: str, best: Config) -> None:
-    """Adds one entry to the file, keeping what other processes wrote; never leaves half a file."""
-    file = cache_file()
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        entries = {**_read(file), place: best}
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False) as draft:
-            json.dump(entries, draft, indent=1)
-        os.replace(draft.name, file)
-    except OSError as error:
-        warnings.warn(f"cannot keep tuning results in {file}: {error}", stacklevel=2)

@@ -1,6 +1,5 @@
 """The Attention-over-Attention reader: answers a cloze question with a word of the document."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 

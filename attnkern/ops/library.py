@@ -16,6 +16,7 @@ SCORE_ARGUMENTS = (
     "float scale, float softcap, bool causal, int left, int right, SymInt query_offset"
 )
 SCORE_OPTIONS = 6  # those of them that are no tensors
+TENSORS = 6  # the others, and query, key and value
 
 
 def define(schema: str, implementation, fake) -> None:
@@ -107,18 +108,22 @@ def describe(inputs: Inputs, scale, softcap, causal, left, right, query_offset, 
     )
 
 
-def pairs(query: tuple, key: tuple, options: tuple) -> int:
-    """Pairs that the prior admits, from shapes and the options after the tensors (for FLOP formulas)."""
+def problem_of(query: tuple, key: tuple, value: tuple, offsets: tuple | None, options: tuple, **choices) -> Problem:
+    """What a FLOP formula knows of a call: shapes, and the options after the tensors."""
     causal, left, right, query_offset = options[2:SCORE_OPTIONS]
     return Problem(
         batch=query[0],
         heads=query[1],
+        kv_heads=key[1],
         len_q=query[2],
         len_k=key[2],
+        head_dim=query[3],
+        value_dim=value[3],
         causal=causal,
         window=(left, right),
-        query_offset=query_offset,
-    ).pairs()
+        query_offset=query_offset if offsets is None else None,
+        **choices,
+    )
 
 
 def like_inputs(gradients: Gradients, inputs: Inputs, needs_mask: bool) -> tuple[Tensor, ...]:

@@ -3,12 +3,11 @@
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from attnkern import products
 from attnkern.backends.choose import choose, load
 from attnkern.ops import library, second_order
 from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Inputs, new_output
-
-INPUTS = len(Inputs._fields)
 
 
 def _prepare(inputs: Inputs, options: tuple, **choices):
@@ -39,8 +38,8 @@ def _fake_backward(grad_output, query, key, value, attn_mask, *rest):
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:INPUTS])
-    ctx.options = inputs[INPUTS:]
+    ctx.save_for_backward(*inputs[: library.TENSORS])
+    ctx.options = inputs[library.TENSORS :]
 
 
 def _autograd(ctx, grad_output):
@@ -71,10 +70,9 @@ fold_into_batch("mac_attention_backward", _BATCHED | {"grad_output": 0}, (0, 0, 
 
 @register_flop_formula(torch.ops.attnkern.mac_attention)
 def _forward_flops(query, key, value, attn_mask, offsets, seed, *options, **_) -> int:
-    return 2 * library.pairs(query, key, options) * (query[-1] + value[-1])
+    return 2 * products.softmax(library.problem_of(query, key, value, offsets, options))
 
 
 @register_flop_formula(torch.ops.attnkern.mac_attention_backward)
 def _backward_flops(grad_output, query, key, value, attn_mask, offsets, seed, *options, **_) -> int:
-    """Five products: scores again, and the gradients of weights, value, query and key."""
-    return 2 * library.pairs(query, key, options) * (3 * query[-1] + 2 * value[-1])
+    return 2 * products.softmax_backward(library.problem_of(query, key, value, offsets, options))

@@ -7,12 +7,11 @@ The backward has two halves that run only when a gradient asks for them: a spars
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from attnkern import products
 from attnkern.backends.choose import choose, load
 from attnkern.ops import library, second_order
 from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Gradients, Inputs, new_output
-
-INPUTS = len(Inputs._fields)
 
 
 def _prepare(inputs, options, **choices):
@@ -85,15 +84,15 @@ def _fake_backward(
 
 def _setup_context(ctx, inputs, output):
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:INPUTS], *output[1:])
-    ctx.options = inputs[INPUTS:]
+    ctx.save_for_backward(*inputs[: library.TENSORS], *output[1:])
+    ctx.options = inputs[library.TENSORS :]
 
 
 def _autograd(ctx, grad_output, _, grad_score, grad_lse, grad_entropy):
     *inputs, index, score, lse, entropy = ctx.saved_tensors
     grads = (grad_output, grad_score, grad_lse, grad_entropy)
     if all(grad is None for grad in grads):
-        return tuple([None] * (INPUTS + len(ctx.options)))
+        return tuple([None] * (library.TENSORS + len(ctx.options)))
     gradients = _differentiable_backward(
         *grads, index, score, lse, entropy, *inputs, *ctx.options, ctx.needs_input_grad[3]
     )
@@ -129,8 +128,7 @@ fold_into_batch("sample_attention_backward", _BATCHED, (0, 0, 0, 0), mask_gradie
 
 @register_flop_formula(torch.ops.attnkern.sample_attention)
 def _forward_flops(query, key, value, attn_mask, offsets, seed, *options, **_) -> int:
-    """One product: the output is a gather."""
-    return 2 * library.pairs(query, key, options) * query[-1]
+    return 2 * products.hard(library.problem_of(query, key, value, offsets, options))
 
 
 @register_flop_formula(torch.ops.attnkern.sample_attention_backward)
@@ -138,13 +136,12 @@ def _backward_flops(
     grad_output, grad_score, grad_lse, grad_entropy, index, score, lse, entropy,
     query, key, value, attn_mask, offsets, seed, *options, **_,
 ) -> int:  # fmt: skip
-    """Sparse: rows added at the draws. Dense: scores and two gradients; straight-through, the values' too."""
-    draws = index[0] * index[1] * index[2] * index[3]
-    flops = 2 * draws * (2 * query[-1] * (grad_score is not None) + value[-1] * (grad_output is not None))
-    straight_through = options[library.SCORE_OPTIONS + 2] and grad_output is not None
-    if straight_through or grad_lse is not None or grad_entropy is not None:
-        pairs = library.pairs(query, key, options)
-        flops += 2 * pairs * 3 * query[-1]
-        if straight_through:  # the gradient of the soft weights
-            flops += 2 * pairs * value[-1]
-    return flops
+    draws, _, straight_through = options[library.SCORE_OPTIONS :][:3]
+    choices = {"num_samples": draws, "straight_through": straight_through}
+    problem = library.problem_of(query, key, value, offsets, options, **choices)
+    return 2 * products.hard_backward(
+        problem,
+        output=grad_output is not None,
+        score=grad_score is not None,
+        distribution=grad_lse is not None or grad_entropy is not None,
+    )

@@ -3,12 +3,11 @@
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from attnkern import products
 from attnkern.backends.choose import choose, load
 from attnkern.ops import library, second_order
 from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Inputs, new_output
-
-INPUTS = len(Inputs._fields)
 
 
 def _forward(query, key, value, attn_mask, offsets, seed, *options):
@@ -45,13 +44,13 @@ def _fake_backward(grad_output, grad_lse, output, lse, query, key, value, attn_m
 
 def _setup_context(ctx, inputs, output):
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:INPUTS], *output)
-    ctx.options = inputs[INPUTS:]
+    ctx.save_for_backward(*inputs[: library.TENSORS], *output)
+    ctx.options = inputs[library.TENSORS :]
 
 
 def _autograd(ctx, grad_output, grad_lse):
     *inputs, output, lse = ctx.saved_tensors
-    no_gradient = [None] * (INPUTS + len(ctx.options))
+    no_gradient = [None] * (library.TENSORS + len(ctx.options))
     if grad_output is None and grad_lse is None:
         return tuple(no_gradient)
     needs_mask = ctx.needs_input_grad[3]
@@ -84,13 +83,12 @@ fold_into_batch("softmax_attention_backward", _BATCHED, (0, 0, 0, 0), mask_gradi
 
 @register_flop_formula(torch.ops.attnkern.softmax_attention)
 def _forward_flops(query, key, value, attn_mask, offsets, seed, *options, **_) -> int:
-    """Two products over the pairs that the prior admits."""
-    pairs = library.pairs(query, key, options)
-    return 2 * pairs * (query[-1] + value[-1])
+    return 2 * products.softmax(library.problem_of(query, key, value, offsets, options))
 
 
 @register_flop_formula(torch.ops.attnkern.softmax_attention_backward)
-def _backward_flops(grad_output, grad_lse, output, lse, query, key, value, attn_mask, offsets, seed, *options, **_):
-    """Five products: scores again, and the gradients of weights, value, query and key."""
-    pairs = library.pairs(query, key, options)
-    return 2 * pairs * (3 * query[-1] + 2 * value[-1])
+def _backward_flops(
+    grad_output, grad_lse, output, lse, query, key, value, attn_mask, offsets, seed, *options, **_
+) -> int:
+    problem = library.problem_of(query, key, value, offsets, options)
+    return 2 * products.softmax_backward(problem, output=grad_output is not None)

@@ -3,6 +3,7 @@
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from attnkern import products
 from attnkern.backends.choose import choose, load
 from attnkern.ops import library, second_order
 from attnkern.ops.vmap import fold_into_batch
@@ -83,10 +84,9 @@ fold_into_batch("attention_weights_backward", _BATCHED | {"grad_weights": 0}, (0
 
 @register_flop_formula(torch.ops.attnkern.attention_weights)
 def _forward_flops(query, key, lse, attn_mask, offsets, seed, *options, **_) -> int:
-    return 2 * library.pairs(query, key, options) * query[-1]
+    return 2 * products.weights(library.problem_of(query, key, key, offsets, options))
 
 
 @register_flop_formula(torch.ops.attnkern.attention_weights_backward)
 def _backward_flops(grad_weights, query, key, lse, attn_mask, offsets, seed, *options, **_) -> int:
-    """Scores twice (for the rows' sums, then the gradients), and the gradients of query and key."""
-    return 2 * library.pairs(query, key, options) * 4 * query[-1]
+    return 2 * products.weights_backward(library.problem_of(query, key, key, offsets, options))

@@ -1,0 +1,43 @@
+"""Measurements that outlive the process: JSON files in `$ATTNKERN_CACHE_DIR`, by default `~/.cache/attnkern`."""
+
+import json
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+
+def folder() -> Path:
+    chosen, caches = os.environ.get("ATTNKERN_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
+    return Path(chosen) if chosen else (Path(caches) if caches else Path.home() / ".cache") / "attnkern"
+
+
+def read(name: str) -> dict:
+    """All entries of a file; none, with a warning, if it cannot be read."""
+    try:
+        entries = json.loads((folder() / name).read_text())
+        if isinstance(entries, dict):
+            return entries
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        pass
+    warn_unreadable(name)
+    return {}
+
+
+def warn_unreadable(name: str) -> None:
+    warnings.warn(f"ignoring unreadable {folder() / name}; delete it to be rid of this warning", stacklevel=3)
+
+
+def add(name: str, place: str, entry) -> None:
+    """Adds one entry to a file, keeping what other processes wrote; never leaves half a file."""
+    file = folder() / name
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        entries = {**read(name), place: entry}
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False) as draft:
+            json.dump(entries, draft, indent=1)
+        os.replace(draft.name, file)
+    except OSError as error:
+        warnings.warn(f"cannot keep measurements in {file}: {error}", stacklevel=3)

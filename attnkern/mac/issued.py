@@ -1,0 +1,212 @@
+"""The tiles of the score matrix that each backend's kernels compute, and what that costs: padding included.
+
+One function per backend lists the passes of an operation, which is one of those that a backend's module offers.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import torch
+
+from attnkern.backends import hopper, sdpa, tiles, tuning
+from attnkern.backends.choose import load
+from attnkern.philox import SAMPLE_BLOCK
+from attnkern.problem import UNLIMITED, Problem
+
+HOPPER = 90  # the compute capability that is taken for granted where there is no GPU
+HARD = ("sample", "argmax")  # selectors; all others weigh every value
+Operation = Literal["softmax", "weights", "sample", "backward"]
+
+
+class Pass(NamedTuple):
+    """One walk of a kernel over the score matrix.
+
+    kernel: its name.
+    pairs: (query, key) pairs of all tiles it computes, over batch and heads.
+    features: multiply-accumulates for each of them.
+    """
+
+    kernel: str
+    pairs: int
+    features: int
+
+    @property
+    def macs(self) -> int:
+        return self.pairs * self.features
+
+
+class Sources(NamedTuple):
+    """Which results a backward's gradients come from; `row` stands for lse, entropy and scores at the draws."""
+
+    output: bool = False
+    row: bool = False
+    weights: bool = False
+
+
+def passes(problem: Problem, operation: Operation, sources: Sources, backend: str) -> list[Pass]:
+    """What the backend's kernels do of an operation, but for the gradient of a float mask."""
+    if 0 in (problem.batch, problem.heads, problem.len_q, problem.len_k):
+        return []
+    return PASSES[backend](problem, operation, sources)
+
+
+def _reference(problem: Problem, operation: Operation, sources: Sources) -> list[Pass]:
+    """The whole matrix; the scores are stored for the backward."""
+    pairs = problem.batch * problem.heads * problem.len_q * problem.len_k
+    score, value = problem.head_dim, problem.value_dim
+    soft = problem.selector not in HARD or problem.straight_through
+    hard_rows = problem.num_samples if problem.selector in HARD else 0  # one-hot, each times the values
+    forward = score + value * (hard_rows + soft)
+    through_scores = soft and sources.output or sources.row or sources.weights
+    backward = 2 * score * through_scores + value * (hard_rows + 2 * soft) * sources.output
+    if problem.straight_through:  # its values take no gradient
+        backward -= value * sources.output
+    return [Pass("reference", pairs, backward if operation == "backward" else forward)]
+
+
+def _blocked(problem: Problem, operation: Operation, sources: Sources) -> list[Pass]:
+    score, value = problem.head_dim, problem.value_dim
+    plain_backward = operation == "backward" and problem.selector not in HARD and sources == Sources(output=True)
+    if sdpa.suits(problem) and (operation == "softmax" or plain_backward):
+        skips = problem.causal and sdpa.is_plain(problem)
+        seen = dataclasses.replace(problem, causal=skips, window=(UNLIMITED, UNLIMITED))
+        pairs = _by_query(seen, *sdpa.tile(problem), padded=False)
+        return [Pass("torch", pairs, score + value if operation == "softmax" else 3 * score + 2 * value)]
+    pairs, again = _walked(problem, SAMPLE_BLOCK if operation == "sample" else 1)
+    if operation != "backward":
+        return [Pass("tiles", pairs, score + value * (operation == "softmax"))]
+    found = [Pass("tiles", pairs, 3 * score + 2 * value * sources.output)]
+    if problem.kind == "mac":  # whose rows have no mean
+        return found
+    return [Pass("tiles, mean", again, score + value * sources.output), *found] if again else found
+
+
+def _walked(problem: Problem, align: int) -> tuple[int, int]:
+    """Pairs that the blocked backend's walk computes, and those of them in rows that take several tiles."""
+    rows = tiles.block_sizes(problem)[2]
+    pairs = again = 0
+    for first in range(0, problem.len_q, rows):
+        last = min(first + rows, problem.len_q)
+        begin, end = _key_range(problem, first, last, align)
+        if begin == end:
+            continue
+        found = tiles.key_tiles(begin, end, align)
+        area = (last - first) * (end - found.start)
+        pairs += area
+        again += area if len(found) > 1 else 0
+    heads = problem.batch * problem.heads
+    return heads * pairs, heads * again
+
+
+def _triton(problem: Problem, operation: Operation, sources: Sources) -> list[Pass]:
+    backend = load("triton")
+    score, value = backend.padded_widths(problem)
+
+    def one(kernel: str, features: int, by: str = "query", keys: int | None = None, times: int = 1, name: str = ""):
+        config = _triton_config(kernel, problem)
+        area = {"query": _by_query, "key": _by_key}[by]
+        return Pass(name or kernel, times * area(problem, config.block_m, keys or config.block_n), features)
+
+    if operation == "softmax":
+        return [one("softmax_forward", score + value)]
+    if operation == "weights":
+        return [one("attention_weights", score)]
+    if operation == "sample":
+        return [one("sample_forward", score, keys=SAMPLE_BLOCK, times=-(-problem.num_samples // 4))]
+    output = value * sources.output
+    found = [
+        one("backward_query", 2 * score + output),
+        one("backward_key_value", 2 * score + 2 * output, by="key"),
+    ]
+    by_output = sources.output and problem.kind != "hard" and problem.dtype.itemsize == 2
+    if (sources.output or sources.weights) and not by_output and problem.kind != "mac":
+        found.insert(0, one("backward_query", score + output, name="backward_query, mean"))
+    return found
+
+
+def _triton_config(kernel: str, problem: Problem) -> tuning.Config:
+    if problem.device == "cpu":
+        return tuning.INTERPRETER
+    if not torch.cuda.is_available():
+        return tuning.candidates(kernel, problem, HOPPER)[0]
+    major, minor = torch.cuda.get_device_capability()
+    return tuning.settled(kernel, problem, torch.cuda.get_device_name(), 10 * major + minor)
+
+
+def _cuda(problem: Problem, operation: Operation, sources: Sources) -> list[Pass]:
+    """But for one product of scores that a block starts, in vain, when its last tile is done."""
+    width, extras = hopper.width_of(problem), problem.mask or problem.softcap or problem.dropout_p
+    if operation == "sample":
+        rounds = -(-problem.num_samples // hopper.SAMPLES_AT_ONCE)
+        table = hopper.SAMPLE_TILE if problem.num_samples == 1 else hopper.SAMPLES_TILE
+        return [Pass("sample_forward", rounds * _by_query(problem, *table[width], least=1), width)]
+    seen = problem.key_range(0, problem.len_q)  # the kernels get no other keys
+    if seen[0] == seen[1]:
+        return []
+    cut = dataclasses.replace(problem, len_k=seen[1] - seen[0], query_offset=problem.query_offset - seen[0])
+    if operation == "softmax":
+        dense = problem.band == (UNLIMITED, UNLIMITED)
+        table = hopper.DENSE_FORWARD_TILE if dense else hopper.FORWARD_TILE
+        tile = (hopper.EXTRAS_FORWARD_TILE if extras else table)[width]
+        return [Pass("softmax_forward", _by_query(cut, *tile, least=1), 2 * width)]
+    features = (3 if problem.selector in HARD else 5) * width
+    if extras or width not in hopper.BACKWARD_TILE:
+        return [Pass("softmax_backward_by_columns", _by_key(cut, *hopper.BACKWARD_BY_COLUMNS_TILE[width]), features)]
+    return [Pass("softmax_backward", _by_key(cut, *hopper.BACKWARD_TILE[width]), features)]
+
+
+PASSES = {
+    "reference": _reference,
+    "blocked": _blocked,
+    "triton": _triton,
+    "cuda": _cuda,
+    "emulated": _cuda,
+}
+
+
+def _by_query(problem: Problem, rows: int, keys: int, *, padded: bool = True, least: int = 0) -> int:
+    """Pairs in the tiles that a kernel computes whose programs own `rows` queries each, over batch and heads.
+
+    Tiles of keys begin at multiples of their size. padded: the last tiles are computed as if they were whole.
+    least: tiles that a program computes, even if it sees nothing.
+    """
+    pairs = 0
+    for first in range(0, problem.len_q, rows):
+        last = min(first + rows, problem.len_q)
+        begin, end = _key_range(problem, first, last, keys)
+        covered = max(_covered(begin, end, keys), least * keys)
+        pairs += rows * covered if padded else (last - first) * min(covered, problem.len_k)
+    return problem.batch * problem.heads * pairs
+
+
+def _by_key(problem: Problem, rows: int, keys: int) -> int:
+    """The same where programs own `keys` keys each, and tiles of queries begin at multiples of their size."""
+    left, right = problem.band
+    offset, pairs = problem.query_offset, 0
+    for first in range(0, problem.len_k, keys):
+        last = min(first + keys, problem.len_k)
+        if offset is None:
+            begin, end = _somewhere(left, right, keys, problem.len_q, rows)
+        else:
+            begin = 0 if right < 0 else min(max(0, first - offset - right), problem.len_q)
+            end = problem.len_q if left < 0 else min(max(0, last - offset + left), problem.len_q)
+        pairs += keys * _covered(begin, end, rows)
+    return problem.batch * problem.heads * pairs
+
+
+def _key_range(problem: Problem, first: int, last: int, tile: int) -> tuple[int, int]:
+    """Keys that the rows look at; as many as they may at most, for tiles of this size, if that differs in a batch."""
+    if problem.query_offset is None:
+        left, right = problem.band
+        return _somewhere(left, right, last - first, problem.len_k, tile)
+    return problem.key_range(first, last)
+
+
+def _somewhere(left: int, right: int, size: int, length: int, tile: int) -> tuple[int, int]:
+    """A range that touches as many tiles as what `size` neighbours see by a window can, wherever it is."""
+    return 0, length if UNLIMITED in (left, right) else min(length, size + left + right + tile - 1)
+
+
+def _covered(begin: int, end: int, tile: int) -> int:
+    """Length of the tiles, aligned to their size, that hold `[begin, end)`."""
+    return 0 if begin >= end else -(-end // tile) * tile - begin // tile * tile
