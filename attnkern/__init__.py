@@ -7,7 +7,7 @@ hard = attnkern.hard_attention(query, key, value, num_samples=4)
 attnkern.swap_attention(model)
 """
 
-from attnkern import huggingface, layers, mac, nn
+from attnkern import estimators, huggingface, layers, mac, nn
 from attnkern.api import (
     attention_over_attention,
     global_attention,
@@ -32,6 +32,7 @@ __all__ = [
     "UnsupportedProblem",
     "as_attention",
     "attention_over_attention",
+    "estimators",
     "explain",
     "global_attention",
     "hard_attention",
