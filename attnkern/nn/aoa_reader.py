@@ -35,7 +35,14 @@ class AoAReader(nn.Module):
         return probability.scatter_add(1, document, attention)
 
     def attend(self, document: Tensor, question: Tensor) -> Tensor:
-        """Where in the document the answer stands: `(B, Ld)`."""
+        """Where in the document the answer stands: `(B, Ld)`.
+
+        Raises:
+            ValueError: either is no matrix of word ids, or has no word.
+        """
+        for name, words in (("document", document), ("question", question)):
+            if words.dim() != 2 or not words.shape[1]:
+                raise ValueError(f"{name} must be word ids (batch, words), at least one, got {tuple(words.shape)}")
         return attention_over_attention(
             self._read(document, self.document_gru),
             self._read(question, self.question_gru),
