@@ -4,9 +4,9 @@ import argparse
 import sys
 
 import attnkern
-from attnkern.commands import CommandError, demo, explain, info
+from attnkern.commands import CommandError, bench, demo, explain, info
 
-COMMANDS = {"demo": demo, "info": info, "explain": explain}
+COMMANDS = {"demo": demo, "bench": bench, "info": info, "explain": explain}
 
 
 class _Parser(argparse.ArgumentParser):
