@@ -4,9 +4,9 @@ import argparse
 import sys
 
 import attnkern
-from attnkern.commands import CommandError, bench, demo, explain, info
+from attnkern.commands import CommandError, bench, demo, explain, info, report
 
-COMMANDS = {"demo": demo, "bench": bench, "info": info, "explain": explain}
+COMMANDS = {"demo": demo, "bench": bench, "report": report, "info": info, "explain": explain}
 
 
 class _Parser(argparse.ArgumentParser):

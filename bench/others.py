@@ -86,7 +86,7 @@ def local_attention(row: Row, device: str) -> Attend:
         raise Unsupported("its windows are causal, or reach equally far to both sides")
     return LocalAttention(
         window_size=left, causal=right == 0, look_backward=1, look_forward=int(right > 0), exact_windowsize=True,
-        autopad=True, use_rotary_pos_emb=False,
+        use_rotary_pos_emb=False,
     ).to(device)  # fmt: skip
 
 

@@ -68,14 +68,19 @@ def names(what: str, text: str, valid) -> list[str]:
     return chosen
 
 
+def peers_here() -> list[str]:
+    """Those that are installed."""
+    return [name for name in PEERS if name not in others.NAMES or others.importable(name)]
+
+
 def _peers(text: str | None) -> list[str]:
     """Those that are asked for, or all that are there."""
     if text is None:
-        return [name for name in PEERS if name not in others.NAMES or others.importable(name)]
+        return peers_here()
     chosen = names("peer", text, PEERS)
     for name in chosen:
-        if name in others.NAMES and not others.importable(name):
-            raise CommandError(f"peer {name!r} is not installed: choose from {', '.join(_peers(None))}")
+        if name not in peers_here():
+            raise CommandError(f"peer {name!r} is not installed: choose from {', '.join(peers_here())}")
     return chosen
 
 

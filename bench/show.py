@@ -82,15 +82,16 @@ def _line(result: Result, fastest: float | None) -> str:
 
 def number(value: float) -> str:
     """Three significant digits, without an exponent."""
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3 if value >= 0.1 else 4
+    digits = 0 if value >= 100 or value == 0 else 1 if value >= 10 else 2 if value >= 1 else 3 if value >= 0.1 else 4
     return f"{value:.{digits}f}"
 
 
 def scaled(value: float | None) -> str:
-    """With G or T."""
+    """With M, G or T."""
     if value is None:
         return ""
-    return f"{number(value / 1e12)} T" if value >= 1e12 else f"{number(value / 1e9)} G"
+    unit, size = ("T", 1e12) if value >= 1e12 else ("G", 1e9) if value >= 1e9 else ("M", 1e6)
+    return f"{number(value / size)} {unit}"
 
 
 def percent(share: float | None) -> str:
@@ -101,7 +102,5 @@ def size(count: int | None) -> str:
     """Bytes as people read them."""
     if count is None:
         return ""
-    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if count >= 1 << power:
-            return f"{number(count / 2**power)} {unit}"
-    return f"{count} B"
+    unit, power = ("GB", 1e9) if count >= 1e9 else ("MB", 1e6) if count >= 1e6 else ("kB", 1e3)
+    return f"{number(count / power)} {unit}"
