@@ -4,9 +4,16 @@ import argparse
 import sys
 
 import attnkern
-from attnkern.commands import CommandError, bench, demo, explain, info, report
+from attnkern.commands import CommandError, bench, demo, explain, info, profile, report
 
-COMMANDS = {"demo": demo, "bench": bench, "report": report, "info": info, "explain": explain}
+COMMANDS = {
+    "demo": demo,
+    "bench": bench,
+    "report": report,
+    "profile": profile,
+    "info": info,
+    "explain": explain,
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -23,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():
         summary = module.__doc__.splitlines()[0]
-        module.add_arguments(subparsers.add_parser(name, help=summary, description=summary))
+        module.add_arguments(subparsers.add_parser(name, help=summary, description=module.__doc__))
     arguments = parser.parse_args(argv)
     try:
         return COMMANDS[arguments.command].run(arguments)

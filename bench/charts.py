@@ -32,7 +32,10 @@ class Bar(NamedTuple):
 def lines(series: Sequence[Series], unit: Callable[[float], str], x_ticks: dict[float, str], x_label: str) -> str:
     """Lines with markers; both axes logarithmic."""
     xs, ys = ([point[axis] for one in series for point in one.points] for axis in (0, 1))
-    across, up = _Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT, 0.06), _Scale(min(ys), max(ys), HEIGHT - BOTTOM, TOP, 0.08)
+    across, up = (
+        _Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT, 0.06),
+        _Scale(min(ys), max(ys), HEIGHT - BOTTOM, TOP, 0.08),
+    )
     parts = [_axes(across, up, x_ticks, {tick: unit(tick) for tick in up.ticks()}, x_label)]
     for one in series:
         places = [(across(x), up(y), text) for x, y, text in sorted(one.points)]
@@ -53,7 +56,10 @@ def scatter(
     xs, ys = ([point[axis] for one in series for point in one.points] for axis in (0, 1))
     ys += [min(roof(x) for _, roof in roofs) for x in (min(xs), max(xs))]
     height = HEIGHT + 40
-    across, up = _Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT, 0.06), _Scale(min(ys), max(ys), height - BOTTOM, TOP, 0.1)
+    across, up = (
+        _Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT, 0.06),
+        _Scale(min(ys), max(ys), height - BOTTOM, TOP, 0.1),
+    )
     x_ticks = {tick: f"{tick:g}" for tick in across.ticks()}
     parts = [_axes(across, up, x_ticks, {tick: unit(tick) for tick in up.ticks()}, x_label, height)]
     steps = [across.low * (across.high / across.low) ** (i / 100) for i in range(101)]
@@ -72,8 +78,12 @@ def bars(found: Sequence[Bar], label_width: int = 128, most: float | None = None
     for number, bar in enumerate(found):
         y = number * (BAR + GAP)
         length = max(1.0, room * bar.value / most)
-        parts.append(f'<text class="label" x="{label_width - 6}" y="{y + 12}" text-anchor="end">{escape(bar.name)}</text>')
-        parts.append(f'<rect class="bar c{bar.colour}" x="{label_width}" y="{y}" width="{length:.1f}" height="{BAR}" rx="2"/>')
+        parts.append(
+            f'<text class="label" x="{label_width - 6}" y="{y + 12}" text-anchor="end">{escape(bar.name)}</text>'
+        )
+        parts.append(
+            f'<rect class="bar c{bar.colour}" x="{label_width}" y="{y}" width="{length:.1f}" height="{BAR}" rx="2"/>'
+        )
         parts.append(f'<text class="label" x="{label_width + length + 5:.1f}" y="{y + 12}">{escape(bar.text)}</text>')
     return _svg(parts, len(found) * (BAR + GAP))
 
@@ -112,7 +122,9 @@ def _axes(across: _Scale, up: _Scale, x_ticks: dict[float, str], y_ticks: dict[f
     for tick, text in x_ticks.items():
         x = across(tick)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>')
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{height - BOTTOM + 14}" text-anchor="middle">{escape(text)}</text>')
+        parts.append(
+            f'<text class="tick" x="{x:.1f}" y="{height - BOTTOM + 14}" text-anchor="middle">{escape(text)}</text>'
+        )
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text class="tick" x="{middle}" y="{height - 4}" text-anchor="middle">{escape(label)}</text>')
     return "".join(parts)

@@ -16,7 +16,9 @@ def compare(before: Path, after: Path) -> int:
     if {result.machine.get("device") for result in one.values()} != {r.machine.get("device") for r in other.values()}:
         print("the devices differ: so will the times")
     both = [key for key in one if key in other]
-    changed = sorted((key for key in both if differ(one[key], other[key])), key=lambda key: -_change(one[key], other[key]))
+    changed = sorted(
+        (key for key in both if differ(one[key], other[key])), key=lambda key: -_change(one[key], other[key])
+    )
     for key in changed:
         print(f"{key[0].name:<48} {key[1]:<22} {_told(one[key], other[key])}")
     alone = f"{len(one) - len(both)} only before, {len(other) - len(both)} only after"
@@ -58,11 +60,16 @@ def _change(one: Result, other: Result) -> float:
 
 
 def _told(one: Result, other: Result) -> str:
-    texts = [f"{number(r.ms['median'])} ({number(r.ms['p20'])}-{number(r.ms['p80'])}) ms" if r.ms else r.error for r in (one, other)]
+    texts = [
+        f"{number(r.ms['median'])} ({number(r.ms['p20'])}-{number(r.ms['p80'])}) ms" if r.ms else r.error
+        for r in (one, other)
+    ]
     change = f", {100 * (other.ms['median'] / one.ms['median'] - 1):+.1f}%" if one.ms and other.ms else ""
     return " -> ".join(texts) + change
 
 
 def _place(result: Result) -> str:
     here = result.machine
-    return f"{here.get('device', 'unknown device')}, commit {here.get('commit', 'unknown')}, {here.get('date', 'no date')}"
+    return (
+        f"{here.get('device', 'unknown device')}, commit {here.get('commit', 'unknown')}, {here.get('date', 'no date')}"
+    )

@@ -27,7 +27,8 @@ def write(path: Path, results: list[Result]) -> None:
     """
     template = Template(Path(__file__).with_name("page.html").read_text())
     colours = "\n".join(
-        f".dot.c{n}, .bar.c{n} {{ fill: var(--c{n}); }} .line.c{n} {{ stroke: var(--c{n}); }}" for n in range(len(FAMILIES))
+        f".dot.c{n}, .bar.c{n} {{ fill: var(--c{n}); }} .line.c{n} {{ stroke: var(--c{n}); }}"
+        for n in range(len(FAMILIES))
     )
     text = template.substitute(colours=colours, sections="\n".join(_sections(latest(results))))
     replace_file(path, lambda temporary: temporary.write_text(text))
@@ -160,7 +161,11 @@ def _roofline(results: list[Result]) -> Iterable[str]:
             Series(
                 impl,
                 [
-                    (r.useful_macs / r.bytes, r.macs_per_second, f"{r.row.name}, {percent(r.share_of_roof)} of its roof")
+                    (
+                        r.useful_macs / r.bytes,
+                        r.macs_per_second,
+                        f"{r.row.name}, {percent(r.share_of_roof)} of its roof",
+                    )
                     for r in group
                     if r.impl == impl
                 ],
@@ -194,7 +199,12 @@ def _table(results: list[Result], name: str) -> str:
     for r in results:
         ms = r.ms or {}
         numbers = [(ms.get(key), number) for key in ("median", "p20", "p80")]
-        numbers += [(r.macs_per_second, scaled), (r.share_of_roof, percent), (r.useful_share, percent), (r.memory, size)]
+        numbers += [
+            (r.macs_per_second, scaled),
+            (r.share_of_roof, percent),
+            (r.useful_share, percent),
+            (r.memory, size),
+        ]
         cells = "".join(
             "<td></td>" if value is None else f'<td data-value="{value:.6g}">{escape(text(value))}</td>'
             for value, text in numbers

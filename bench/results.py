@@ -15,14 +15,14 @@ import torch
 
 import attnkern
 from attnkern.bench.problems import EVERYWHERE, KINDS, PHASES, Row
-from attnkern.mac.roofs import _cpu_name
+from attnkern.mac.roofline import cpu_name
 
 FILE = "attnkern_bench.jsonl"
 MACHINE = ("device", "threads", "driver", "python", "torch", "triton", "attnkern", "commit", "date", "run")
 
 
 class Roof(NamedTuple):
-    """The least time for a row's work on its device, what sets it, and the device's measured best, in units a second."""
+    """The least time for a row's work on its device, what sets it, and the device's measured best, each a second."""
 
     ms: float
     limit: Literal["matrix", "memory", "exp"]
@@ -157,7 +157,7 @@ def latest(results: list[Result]) -> list[Result]:
     for result in results:
         place = result.machine.get("device"), result.row
         if result.machine.get("run") == last[place]:
-            kept[*place, result.impl] = result
+            kept[(*place, result.impl)] = result
     return list(kept.values())
 
 
@@ -165,7 +165,7 @@ def machine(device: str) -> dict[str, str]:
     """Device, versions, commit and date: the same for every line of a run."""
     gpu, now = device == "cuda", datetime.now().astimezone()
     return {
-        "device": torch.cuda.get_device_name() if gpu else _cpu_name(),
+        "device": torch.cuda.get_device_name() if gpu else cpu_name(),
         "threads": str(torch.get_num_threads()),
         "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpu else "none",
         "python": platform.python_version(),

@@ -124,5 +124,3 @@ def _in_time(rows: Iterator[Row], seconds: float | None) -> Iterator[Row]:
             print(f"{seconds:g} s are over: the last rows are skipped, from {row.name} on", file=sys.stderr)
             return
         yield row
-
-

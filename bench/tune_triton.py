@@ -22,8 +22,8 @@ import triton
 from attnkern import Problem
 from attnkern.backends import triton as backend
 from attnkern.backends.tuning import Config
-from attnkern.problem import Inputs
 from attnkern.bench.results import machine
+from attnkern.problem import Inputs
 
 KINDS = {"causal": {"causal": True}, "plain": {}, "window": {"causal": True, "window": (1024, 0)}}
 KERNELS = ("softmax_forward", "backward_key_value", "backward_query", "sample_forward")
@@ -32,7 +32,6 @@ SHARED = 227 << 10  # bytes of a multiprocessor that one program can have, on sm
 ACCUMULATORS = 208  # 32-bit registers of a thread, of 255, that its sums may take
 FEATURES, LENGTH, SHORT = 2048, 8192, 512  # of all heads; timed; compiled for: multiples of 16 both
 COMPILING = 0.6  # share of the time
-
 
 
 class Task(NamedTuple):

@@ -7,21 +7,14 @@ import argparse
 import itertools
 import json
 import re
-import subprocess
 import tempfile
-from pathlib import Path
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-from attnkern.backends import triton as backend
+from attnkern.mac.machine_code import cuobjdump
+from attnkern.mac.triton_code import TYPES, Launch
+from attnkern.mac.triton_code import launches as launches_of
 from attnkern.problem import Inputs, Problem
-
-TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64", torch.uint8: "u8"}
-CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-
 
 VARIANTS = {
     "plain": {},
@@ -55,50 +48,17 @@ def launches(variant: str, head_dim: int, dtype: torch.dtype, capability: int) -
     }.get(variant)
     offsets = torch.zeros(2, dtype=torch.int64) if everything else None
     inputs = Inputs(query, key, value, mask, offsets, torch.zeros((), dtype=torch.int64))
-    lse = torch.zeros(2, 2, 256)
-    found = {}
-
-    def record(kernel, programs, problem, arguments):
-        config = config_of(kernel, problem)
-        named = {key: arguments[key] for key in kernel.arg_names if key in arguments}
-        tiles = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
-        name = f"{kernel.__name__}, mean" if arguments.get("MEAN") else kernel.__name__
-        found[name] = kernel, config, named | {k: v for k, v in tiles.items() if k in kernel.arg_names}
-
-    def config_of(kernel, problem):
-        return backend.tuning.candidates(kernel.__name__, problem, capability)[0]
-
-    originals = backend._launch, backend._config
-    backend._launch, backend._config = record, config_of
-    try:
-        output, _ = backend.softmax(problem, inputs)
-        extra = {"grad_weights": torch.zeros(2, 2, 256, 256, dtype=dtype), "entropy": lse, "needs_mask": True}
-        backend.backward(problem, inputs, lse, grad_output=output, **(extra if everything else {}))
-        backend.weights(problem, inputs, lse)
-        backend.sample(problem, inputs)
-    finally:
-        backend._launch, backend._config = originals
-    return found
+    gradients = {
+        "grad_weights": torch.zeros(2, 2, 256, 256, dtype=dtype),
+        "entropy": torch.zeros(2, 2, 256),
+        "needs_mask": True,
+    }
+    return launches_of(problem, inputs, capability, **(gradients if everything else {}))
 
 
-def resources(kernel, config, arguments: dict, capability: int) -> dict:
+def resources(launch: Launch, capability: int) -> dict:
     """Registers, spills and shared memory of one kernel compiled for `sm_<capability>`."""
-    signature, constants, attributes = {}, {}, {}
-    for place, parameter in enumerate(kernel.params):
-        value = arguments[parameter.name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
-            signature[parameter.name] = "constexpr"
-            constants[parameter.name] = value
-        elif isinstance(value, torch.Tensor):
-            signature[parameter.name] = "*" + TYPES[value.dtype]
-            attributes[(place,)] = [["tt.divisibility", 16]]
-        else:
-            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
-            if isinstance(value, int) and value % 16 == 0:
-                attributes[(place,)] = [["tt.divisibility", 16]]
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    source = ASTSource(kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    compiled = launch.compiled(capability)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
@@ -112,16 +72,11 @@ def resources(kernel, config, arguments: dict, capability: int) -> dict:
     }
 
 
-def cuobjdump(*arguments: str) -> str:
-    """What NVIDIA's tool of that name prints."""
-    return subprocess.run([CUOBJDUMP, *arguments], capture_output=True, text=True, check=True).stdout
-
-
 def survey(capabilities, head_dims, dtypes, variants):
     for capability, head_dim, dtype, variant in itertools.product(capabilities, head_dims, dtypes, variants):
-        for name, (kernel, config, arguments) in launches(variant, head_dim, dtype, capability).items():
+        for name, launch in launches(variant, head_dim, dtype, capability).items():
             case = {"kernel": name, "variant": variant, "sm": capability, "head_dim": head_dim, "dtype": TYPES[dtype]}
-            yield case | {"config": config} | resources(kernel, config, arguments, capability)
+            yield case | {"config": launch.config} | resources(launch, capability)
 
 
 if __name__ == "__main__":

@@ -163,7 +163,9 @@ def test_results_survive_the_file(tmp_path):
 def test_the_first_committed_rows_are_still_read():
     found = results.read(ROOT / "bench/results/h200/2026-11-22.jsonl")
     assert len(found) == 122
-    last = [r for r in results.latest(found) if r.impl == "attnkern[cuda]" and r.row.name.startswith("global 16k B1 H16")]
+    last = [
+        r for r in results.latest(found) if r.impl == "attnkern[cuda]" and r.row.name.startswith("global 16k B1 H16")
+    ]
     assert [round(2e-12 * result.macs_per_second) for result in last] == [659, 559, 705, 561]
 
 
@@ -243,7 +245,9 @@ def written(path: Path, **medians: float) -> str:
     lines = []
     for impl, median in medians.items():
         ms = {"median": median, "p20": 0.9 * median, "p80": 1.1 * median} if median else None
-        result = Result(ROWS[0], impl, ms=ms, error=None if median else "out of memory", machine={"device": "X", "run": "1"})
+        result = Result(
+            ROWS[0], impl, ms=ms, error=None if median else "out of memory", machine={"device": "X", "run": "1"}
+        )
         lines.append(results.to_json(result))
     path.write_text("\n".join(lines))
     return str(path)
@@ -274,7 +278,17 @@ def test_alike_means_overlapping():
 def test_pytest_benchmark_suite():
     """`pytest bench`, one row of it."""
     pytest.importorskip("pytest_benchmark")
-    command = [sys.executable, "-m", "pytest", "bench", "-q", "-p", "no:cacheprovider", "-k", "forward and naive and 128"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "bench",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "forward and naive and 128",
+    ]
     report = ROOT / "out" / f"{os.getpid()}.json"
     report.parent.mkdir(exist_ok=True)
     try:

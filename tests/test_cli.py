@@ -122,6 +122,61 @@ def test_explain_says_why_a_backend_refuses(capsys, monkeypatch):
 
 
 @pytest.fixture
+def known_roofs(monkeypatch, tmp_path):
+    roofs = attnkern.mac.Roofs("a device", {"float32": 1e10, "bfloat16": 1e10}, 1e10, 1e9)
+    monkeypatch.setattr("attnkern.mac.roofs", lambda *_, **options: roofs)
+    monkeypatch.setattr("attnkern.mac.profiling.SECONDS", 0.0)
+
+
+def test_profile_of_a_call(known_roofs, capsys, tmp_path):
+    files = ["--json", str(tmp_path / "a.json"), "--trace", str(tmp_path / "b.json")]
+    flags = "--kind local --window 3,3 --heads 2 --len-q 50 --head-dim 8 --backward"
+    assert main(["profile", *flags.split(), *files]) == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.json", "b.json"]
+    out = capsys.readouterr().out
+    assert f"useful MACs {2 * (50 * 7 - 3 * 4) * 56:,}, " in out
+    assert "attnkern::softmax_attention_backward" in out and "set by" in out
+
+
+def test_profile_of_a_model(known_roofs, capsys, tmp_path, monkeypatch):
+    (tmp_path / "own_model.py").write_text("""
+import torch
+def make():
+    return torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 8)), torch.ones(2, 4)
+def wrong():
+    return 3
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["profile", "--model", "own_model:make"]) == 0
+    assert "* (Linear)" in capsys.readouterr().out
+    for name in ("own_model:wrong", "own_model:nothing", "own_model", "no_such_module:make"):
+        assert name in fails_in_one_line(capsys, "profile", "--model", name)
+
+
+def test_profile_of_the_built_in_model(known_roofs, capsys, monkeypatch):
+    monkeypatch.setattr("attnkern.commands.profile.FEATURES", 24)
+    assert main(["profile"]) == 0
+    assert "layers.*.self_attn (MultiheadAttention)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        ("--kind local", "--window"),
+        ("--kind global --model a:b", "--kind"),
+        ("--counters", "--kind"),
+        ("--counters --kind global", "GPU"),
+        ("--kind global --json /no/such/folder/file", "--json"),
+        ("--trace .", "--trace"),
+        ("--kind global --len-q 0", "--len-q"),
+        ("--kind global --backend triton --head-dim 512", "triton"),
+    ],
+)
+def test_profile_refuses(flags, named, capsys, known_roofs):
+    assert named in fails_in_one_line(capsys, "profile", *flags.split())
+
+
+@pytest.fixture
 def demo_extras():
     for module in ("rich", "matplotlib", "transformers"):
         pytest.importorskip(module)

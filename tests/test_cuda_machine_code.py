@@ -8,8 +8,9 @@ from collections import defaultdict
 import pytest
 
 from attnkern.backends import hopper
+from attnkern.commands.machine_code import described
+from attnkern.mac.machine_code import cuobjdump, loops_of
 from tests.compiled import compiled
-from tests.machine_code import cuobjdump
 
 REGISTERS = 65536  # of a multiprocessor
 WITH_EXTRAS = re.compile(r"SoftmaxForward.*Lb1ELb1EEE|SoftmaxBackward.*Lb1ELb1ELb1EEE")
@@ -22,7 +23,12 @@ def module() -> str:
 
 
 @pytest.fixture(scope="session")
-def kernels(module) -> dict[str, dict[str, int]]:
+def listing(module) -> str:
+    return cuobjdump("--dump-sass", module)
+
+
+@pytest.fixture(scope="session")
+def kernels(module, listing) -> dict[str, dict[str, int]]:
     """By mangled name: registers, stack and local bytes, threads, and how often some instructions occur."""
     found = defaultdict(dict)
     usage = cuobjdump("--dump-resource-usage", module)
@@ -31,7 +37,7 @@ def kernels(module) -> dict[str, dict[str, int]]:
     for part in re.split(r"^\.nv\.info\.", cuobjdump("--dump-elf", module), flags=re.MULTILINE)[1:]:
         threads = re.search(r"EIATTR_MAX_THREADS\s+Format:.*\s+Value:\s+0x(\w+)", part)
         found[part.split(maxsplit=1)[0]]["threads"] = int(threads[1], 16)
-    for part in re.split(r"^\s+Function : ", cuobjdump("--dump-sass", module), flags=re.MULTILINE)[1:]:
+    for part in re.split(r"^\s+Function : ", listing, flags=re.MULTILINE)[1:]:
         kernel = found[part.split(maxsplit=1)[0]]
         for instruction in ("HGMMA", "STL", "LDL"):
             kernel[instruction] = len(re.findall(rf"\b{instruction}\b", part))
@@ -46,6 +52,22 @@ def test_every_kernel_is_there(kernels):
             assert width > hopper.WIDEST_BACKWARD or ("SoftmaxBackward", dtype, str(width)) in found
 
 
+def test_tiles_are_those_that_are_counted(kernels):
+    """hopper.py's tables, against the templates' arguments in the kernels' names."""
+    for name in kernels:
+        kernel, _, width = NAME.search(name).groups()
+        sizes = [int(size) for size in re.findall(r"Li(\d+)E", name)]
+        if kernel == "SoftmaxForward":
+            table = hopper.FORWARD_TILE if "Lb1" in name else hopper.DENSE_FORWARD_TILE
+            assert tuple(sizes[1:]) == table[int(width)]
+        elif kernel == "SampleForward":
+            _, rows, _, samples = sizes
+            table = hopper.SAMPLE_TILE if samples == 1 else hopper.SAMPLES_TILE
+            assert rows == table[int(width)][0] and samples in (1, hopper.SAMPLES_AT_ONCE)
+        elif kernel == "SoftmaxBackward":
+            assert sizes[1] == hopper.BACKWARD_TILE[int(width)][0]
+
+
 def test_products_run_on_the_matrix_unit(kernels):
     """wgmma is HGMMA; the small kernels around the backward have no product."""
     assert [name for name, found in kernels.items() if NAME.search(name)[3] and not found["HGMMA"]] == []
@@ -58,6 +80,16 @@ def test_no_spills(kernels):
     counts = {name: {what: found[what] for what in ("stack", "local", "STL", "LDL")} for name, found in narrow.items()}
     spilled = [f"{name}: {count}" for name, count in counts.items() if any(count.values())]
     assert not spilled, "\n".join(spilled)
+
+
+def test_loops_are_not_held_up_by_issue(listing):
+    """Plain global attention, forward and backward, heads of 128: the matrix units set the pace."""
+    loops = {loop.kernel: loop for loop in loops_of(listing)}
+    plain = [loop for name, loop in loops.items() if re.search(r"bf16ELi128E.*(Li160ELb0ELb0E|Lb0ELb1ELb0E)E", name)]
+    assert len(plain) == 2 and all(loop.matrix_share == 1 for loop in plain)
+    for name, loop in loops.items():
+        features = described(name)[1]
+        assert features is None or 1 <= loop.per_score(features)["exp"] < 1.05, name
 
 
 def test_a_block_fits_a_multiprocessor(kernels):

@@ -5,7 +5,8 @@ roofs(device).floor(count, dtype)   the time below which it cannot be done on th
 profile(model, *inputs)             where the time of a model goes, and which share of the roofs it reaches
 """
 
-from attnkern.mac.count import Count, count, passes
-from attnkern.mac.roofs import Floor, Roofs, roofs
+from attnkern.mac.counting import Count, count, passes
+from attnkern.mac.profiling import Profile, profile
+from attnkern.mac.roofline import Floor, Roofs, roofs
 
-__all__ = ["Count", "Floor", "Roofs", "count", "passes", "roofs"]
+__all__ = ["Count", "Floor", "Profile", "Roofs", "count", "passes", "profile", "roofs"]

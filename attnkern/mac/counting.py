@@ -18,6 +18,7 @@ PHASES = ("forward", "backward", "training")
 SOFTMAX_RESULTS = ("output", "lse", "weights")
 HARD_RESULTS = ("output", "score", "lse", "entropy")
 INDEX_BYTES = 8
+SPARSE = "sparse"  # what runs at the draws: torch's own kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,8 @@ def passes(
             found += issued.passes(part, operation, sources, choose(part, backend))
         if phase == "backward" and problem.selector != "softmax":
             macs = products.hard_at_draws(problem, output="output" in through, score="score" in through)
-            found.append(Pass("sparse", 1, macs))
+            draws = problem.num_samples * problem.batch * problem.heads * problem.len_q
+            found += [Pass(SPARSE, draws, macs // draws)] if macs else []
     return found
 
 

@@ -1,0 +1,141 @@
+"""Show where the time of a model or of one attention call goes, and which share of the device's roofs it reaches.
+
+Without --model and --kind it is a BERT-like encoder with attnkern's attention.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import attnkern
+from attnkern import mac
+from attnkern.commands import CommandError, machine_code, problem_flags
+from attnkern.commands.info import missing
+from attnkern.mac import counters
+from attnkern.mac.calls import call_of
+from attnkern.mac.profiling import device_of
+
+FEATURES, HEADS, LAYERS = 768, 12, 2
+TOKENS = {"cpu": (1, 128), "cuda": (32, 512)}  # batch and length
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", metavar="MODULE:NAME", help="a function without arguments that returns a model and its inputs")
+    add("--backward", action="store_true", help="the backward as well")
+    add("--json", type=Path, metavar="FILE", help="also write all figures to this file")
+    add("--trace", type=Path, metavar="FILE", help="also write a trace for Perfetto (https://ui.perfetto.dev)")
+    add("--fresh-roofs", action="store_true", help="measure the roofs again (they are kept for 30 days)")
+    add("--counters", action="store_true", help="compare what is counted with the GPU's own counters (needs ncu)")
+    add(
+        "--machine-code", nargs="?", const=Path(), type=Path, metavar="FILE",
+        help="read what each score costs off the machine code of the CUDA C++ kernels, or of a cubin or module in "
+        "FILE, or with --kind of the Triton kernels compiled for sm_90; needs no GPU",
+    )  # fmt: skip
+    problem_flags.add_arguments(parser, kind=None)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    for flag in ("json", "trace"):
+        file = getattr(arguments, flag)
+        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+            raise CommandError(f"--{flag} {file}: not a file in a folder that exists")
+    if arguments.model and arguments.kind:
+        raise CommandError("--model and --kind name two things to profile; leave one out")
+    if arguments.counters and not arguments.kind:
+        raise CommandError("--counters compares one attention call: describe it, beginning with --kind")
+    problem = problem_flags.problem_of(arguments) if arguments.kind else None
+    if arguments.counters:
+        return _compare(problem, arguments)
+    if arguments.machine_code is not None:
+        return machine_code.show(arguments.machine_code if arguments.machine_code != Path() else None, problem)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise CommandError("--device cuda: there is no GPU here")
+    backward = arguments.backward
+    try:
+        if problem is not None:
+            model, inputs = call_of(problem, backward, arguments.backend), ()
+        else:
+            model, inputs = _imported(arguments.model) if arguments.model else _encoder(arguments.device)
+        roofs = mac.roofs(device_of(model, inputs), fresh=arguments.fresh_roofs, progress=_bar)
+        profile = mac.profile(model, *inputs, backward=backward, roofs=roofs)
+    except (attnkern.UnsupportedProblem, ValueError, TypeError, torch.OutOfMemoryError) as error:
+        raise CommandError(str(error).splitlines()[0]) from None
+    print(profile)
+    if problem is not None:
+        print(_against_floor(problem, profile, roofs, arguments))
+    if arguments.json:
+        profile.to_json(arguments.json)
+    if arguments.trace:
+        profile.to_chrome_trace(arguments.trace)
+    return 0
+
+
+def _against_floor(problem, profile: mac.Profile, roofs: mac.Roofs, arguments: argparse.Namespace) -> str:
+    """What was counted, and the time below which it cannot be done here."""
+    count = mac.count(problem, "training" if arguments.backward else "forward", backend=arguments.backend)
+    floor = roofs.floor(count, problem.dtype)
+    share = count.useful_macs / count.issued_macs if count.issued_macs else 1.0
+    lines = [
+        "",
+        f"{problem}",
+        f"useful MACs {count.useful_macs:,}, {share:.0%} of those in the tiles computed; bytes {count.bytes:,}; "
+        f"exps {count.exps:,}; random words {count.randoms:,}",
+        f"floor {1e3 * floor.seconds:.3f} ms, set by {floor.limit}: {profile.seconds / floor.seconds:.1f} times "
+        "that is what the call takes",
+    ]
+    return "\n".join(lines)
+
+
+def _compare(problem: attnkern.Problem, arguments: argparse.Namespace) -> int:
+    if (reason := counters.missing(problem)) is not None:
+        raise CommandError(reason)
+    try:
+        found = counters.read(problem, arguments.backward, arguments.backend)
+    except (RuntimeError, ValueError) as error:
+        raise CommandError(str(error)) from None
+    print(f"{'':<8} {'counted':>20} {'by the chip':>20} {'difference':>11}")
+    for row in found:
+        print(f"{row.name:<8} {row.counted:>20,} {row.measured:>20,.0f} {row.relative:>+11.2%}")
+    return 0
+
+
+def _encoder(device: str) -> tuple[nn.Module, tuple[torch.Tensor]]:
+    """Some layers of BERT-base's size, without its vocabulary."""
+    layer = nn.TransformerEncoderLayer(FEATURES, HEADS, 4 * FEATURES, 0.0, "gelu", batch_first=True)
+    model = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
+    attnkern.swap_attention(model)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    return model.to(device, dtype), (torch.randn(*TOKENS[device], FEATURES, device=device, dtype=dtype),)
+
+
+def _imported(name: str) -> tuple:
+    """The model and its inputs."""
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise CommandError(f"--model expects MODULE:NAME, got {name!r}")
+    sys.path.insert(0, "")  # as `python -m` has it
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise CommandError(f"--model {name}: {error}") from None
+    finally:
+        sys.path.remove("")
+    made = make() if callable(make) else None
+    if not isinstance(made, tuple) or not made or not callable(made[0]):
+        raise CommandError(f"--model {name} must return a model and its inputs, as a tuple")
+    return made[0], made[1:]
+
+
+def _bar(names: list) -> Iterator:
+    """The names, with a progress bar where rich is installed."""
+    if missing("rich"):
+        return iter(names)
+    from rich.progress import track
+
+    return iter(track(names, "measuring the roofs of this device", transient=True))
