@@ -8,7 +8,7 @@ attnkern.swap_attention(model)
 """
 
 from attnkern import huggingface, mac, nn
-from attnkern.api import global_attention, hard_attention, local_attention
+from attnkern.api import attention_over_attention, global_attention, hard_attention, local_attention
 from attnkern.backends.choose import explain
 from attnkern.problem import Problem, UnsupportedProblem
 from attnkern.results import Aux, AuxRequest, HardAttention
@@ -23,6 +23,7 @@ __all__ = [
     "Problem",
     "SwapReport",
     "UnsupportedProblem",
+    "attention_over_attention",
     "explain",
     "global_attention",
     "hard_attention",

@@ -30,7 +30,8 @@ class Problem:
         causal, window, query_offset: where a query may look. `query_offset=None` stands for a tensor
             of one offset per batch element.
         center, sigma, renormalize: local-p's learned centre and Gaussian.
-        selector: how scores become weights.
+        selector: how scores become weights. "aoa" is Attention-over-Attention: the document's words are the
+            queries, the question's the keys.
         dropout_p, num_samples, straight_through, weights: what else is asked for.
         requires_grad: whether this is part of a backward pass.
     """
@@ -56,7 +57,7 @@ class Problem:
     sigma: bool = False
     renormalize: bool = False
 
-    selector: Literal["softmax", "sample", "argmax"] = "softmax"
+    selector: Literal["softmax", "sample", "argmax", "aoa"] = "softmax"
     dropout_p: float = 0.0
     num_samples: int = 1
     straight_through: bool = False
@@ -81,8 +82,10 @@ class Problem:
             raise ValueError(f"Problem.heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}")
 
     @property
-    def kind(self) -> Literal["global", "local", "hard"]:
-        """Which of the three kinds of attention this is."""
+    def kind(self) -> Literal["global", "local", "hard", "aoa"]:
+        """Which of the three kinds of attention this is, or Attention-over-Attention."""
+        if self.selector == "aoa":
+            return "aoa"
         if self.selector != "softmax":
             return "hard"
         return "global" if self.window == (UNLIMITED, UNLIMITED) and not (self.center or self.sigma) else "local"
@@ -144,7 +147,7 @@ class Problem:
             f"{self.mask} mask": self.mask,
             f"softcap={self.softcap}": self.softcap,
             f"dropout={self.dropout_p}": self.dropout_p,
-            f"{self.selector} x{self.num_samples}": self.selector != "softmax",
+            f"{self.selector} x{self.num_samples}": self.kind == "hard",
             "center": self.center,
             "sigma": self.sigma,
         }

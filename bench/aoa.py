@@ -29,7 +29,7 @@ def contenders(row: Row, device: str, backends: list[str], peers: list[str]) -> 
 
 
 def work(row: Row) -> Count:
-    """The scores' product, `alpha beta`, two exponentials a pair; backward scores again, and two products of gradients."""
+    """The scores' product, `alpha beta`, two exponentials a pair; backward scores again, and two gradients."""
     pairs = row.batch * row.len_q * row.len_k
     forward, backward = pairs * (row.head_dim + 1), pairs * (3 * row.head_dim + 2)
     tensors = row.batch * (row.len_q + row.len_k) * row.head_dim + row.batch * row.len_q

@@ -78,13 +78,10 @@ def bars(found: Sequence[Bar], label_width: int = 128, most: float | None = None
     for number, bar in enumerate(found):
         y = number * (BAR + GAP)
         length = max(1.0, room * bar.value / most)
-        parts.append(
-            f'<text class="label" x="{label_width - 6}" y="{y + 12}" text-anchor="end">{escape(bar.name)}</text>'
-        )
-        parts.append(
-            f'<rect class="bar c{bar.colour}" x="{label_width}" y="{y}" width="{length:.1f}" height="{BAR}" rx="2"/>'
-        )
-        parts.append(f'<text class="label" x="{label_width + length + 5:.1f}" y="{y + 12}">{escape(bar.text)}</text>')
+        place = f'x="{label_width}" y="{y}" width="{length:.1f}" height="{BAR}"'
+        parts.append(_text("label", label_width - 6, y + 12, bar.name, "end"))
+        parts.append(f'<rect class="bar c{bar.colour}" {place} rx="2"/>')
+        parts.append(_text("label", label_width + length + 5, y + 12, bar.text))
     return _svg(parts, len(found) * (BAR + GAP))
 
 
@@ -118,16 +115,17 @@ def _axes(across: _Scale, up: _Scale, x_ticks: dict[float, str], y_ticks: dict[f
     for tick, text in y_ticks.items():
         y = up(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text>')
+        parts.append(_text("tick", LEFT - 5, y + 4, text, "end"))
     for tick, text in x_ticks.items():
         x = across(tick)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>')
-        parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{height - BOTTOM + 14}" text-anchor="middle">{escape(text)}</text>'
-        )
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="tick" x="{middle}" y="{height - 4}" text-anchor="middle">{escape(label)}</text>')
+        parts.append(_text("tick", x, height - BOTTOM + 14, text, "middle"))
+    parts.append(_text("tick", (LEFT + WIDTH - RIGHT) / 2, height - 4, label, "middle"))
     return "".join(parts)
+
+
+def _text(kind: str, x: float, y: float, text: str, anchor: str = "start") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def _dot(x: float, y: float, colour: int, text: str) -> str:

@@ -16,9 +16,8 @@ def compare(before: Path, after: Path) -> int:
     if {result.machine.get("device") for result in one.values()} != {r.machine.get("device") for r in other.values()}:
         print("the devices differ: so will the times")
     both = [key for key in one if key in other]
-    changed = sorted(
-        (key for key in both if differ(one[key], other[key])), key=lambda key: -_change(one[key], other[key])
-    )
+    changed = [key for key in both if differ(one[key], other[key])]
+    changed.sort(key=lambda key: _change(one[key], other[key]), reverse=True)
     for key in changed:
         print(f"{key[0].name:<48} {key[1]:<22} {_told(one[key], other[key])}")
     alone = f"{len(one) - len(both)} only before, {len(other) - len(both)} only after"
@@ -60,16 +59,17 @@ def _change(one: Result, other: Result) -> float:
 
 
 def _told(one: Result, other: Result) -> str:
-    texts = [
-        f"{number(r.ms['median'])} ({number(r.ms['p20'])}-{number(r.ms['p80'])}) ms" if r.ms else r.error
-        for r in (one, other)
-    ]
     change = f", {100 * (other.ms['median'] / one.ms['median'] - 1):+.1f}%" if one.ms and other.ms else ""
-    return " -> ".join(texts) + change
+    return f"{_time(one)} -> {_time(other)}{change}"
+
+
+def _time(result: Result) -> str:
+    if result.ms is None:
+        return result.error or "no time"
+    median, p20, p80 = (number(result.ms[name]) for name in ("median", "p20", "p80"))
+    return f"{median} ({p20}-{p80}) ms"
 
 
 def _place(result: Result) -> str:
-    here = result.machine
-    return (
-        f"{here.get('device', 'unknown device')}, commit {here.get('commit', 'unknown')}, {here.get('date', 'no date')}"
-    )
+    known = (result.machine.get(name, f"unknown {name}") for name in ("device", "commit", "date"))
+    return ", ".join(known)

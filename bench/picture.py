@@ -21,9 +21,7 @@ def write(path: Path, results: list[Result]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    timed = [
-        result for result in latest(results) if result.macs_per_second and result.row.kind not in ("matmul", "copy")
-    ]
+    timed = [r for r in latest(results) if r.macs_per_second and r.row.kind not in ("matmul", "copy")]
     devices = {}
     for result in timed:
         devices.setdefault(result.machine.get("device", "unknown"), []).append(result)
@@ -32,9 +30,8 @@ def write(path: Path, results: list[Result]) -> None:
     figure = Figure(figsize=(5.5 * len(phases) + 1, sum(heights)), layout="constrained")
     blocks = figure.subfigures(len(devices), 1, squeeze=False, height_ratios=heights)[:, 0]
     for block, (device, group) in zip(blocks, devices.items()):
-        block.suptitle(
-            f"{device}, {', '.join(sorted({r.row.dtype for r in group}))}; {provenance(group)}", fontsize="medium"
-        )
+        dtypes = ", ".join(sorted({result.row.dtype for result in group}))
+        block.suptitle(f"{device}, {dtypes}; {provenance(group)}", fontsize="medium")
         panels = block.subplots(1, len(phases), squeeze=False)[0]
         shades = _shades(group)
         for panel, phase in zip(panels, phases):

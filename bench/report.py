@@ -16,6 +16,7 @@ FAMILIES = (
     "attnkern", "global", "SDPA", "FlexAttention", "naive", "nn.MultiheadAttention", "flash-attn", "flash-attn-4",
     "xformers", "natten", "local-attention",
 )  # fmt: skip
+COLOURS = range(len(FAMILIES))  # page.html has so many
 COLUMNS = ("row", "implementation", "ms", "p20", "p80", "MAC/s", "of roof", "useful", "memory", "no time because")
 
 
@@ -26,11 +27,8 @@ def write(path: Path, results: list[Result]) -> None:
         OSError: it cannot be written.
     """
     template = Template(Path(__file__).with_name("page.html").read_text())
-    colours = "\n".join(
-        f".dot.c{n}, .bar.c{n} {{ fill: var(--c{n}); }} .line.c{n} {{ stroke: var(--c{n}); }}"
-        for n in range(len(FAMILIES))
-    )
-    text = template.substitute(colours=colours, sections="\n".join(_sections(latest(results))))
+    styles = (f".dot.c{n}, .bar.c{n} {{ fill: var(--c{n}); }} .line.c{n} {{ stroke: var(--c{n}); }}" for n in COLOURS)
+    text = template.substitute(colours="\n".join(styles), sections="\n".join(_sections(latest(results))))
     replace_file(path, lambda temporary: temporary.write_text(text))
 
 
@@ -158,33 +156,27 @@ def _roofline(results: list[Result]) -> Iterable[str]:
         group = [result for result in known if result.row.dtype == dtype]
         roof = group[-1].roof
         series = [
-            Series(
-                impl,
-                [
-                    (
-                        r.useful_macs / r.bytes,
-                        r.macs_per_second,
-                        f"{r.row.name}, {percent(r.share_of_roof)} of its roof",
-                    )
-                    for r in group
-                    if r.impl == impl
-                ],
-                family(impl),
-            )
+            Series(impl, [_under_roof(result) for result in group if result.impl == impl], family(impl))
             for impl in dict.fromkeys(result.impl for result in group)
         ]
         limits = [("matrix", lambda x, roof=roof: roof.macs), ("memory", lambda x, roof=roof: roof.bytes * x)]
-        yield f"<h3>Roofline, {escape(dtype)}</h3><p>Measured on this device: {scaled(roof.macs)}MAC/s of a large product, "
-        yield f"{scaled(roof.bytes)}B/s of a copy, {scaled(roof.exps)} exponentials a second (which may be the lower roof).</p>"
-        yield f'<figure class="wide">{scatter(series, limits, lambda tick: _tick(scaled(tick)), "useful MACs for each byte moved at least")}</figure>'
+        chart = scatter(series, limits, lambda tick: _tick(scaled(tick)), "useful MACs for each byte moved at least")
+        yield f"<h3>Roofline, {escape(dtype)}</h3><p>Measured on this device: {scaled(roof.macs)}MAC/s of a large "
+        yield f"product, {scaled(roof.bytes)}B/s of a copy, {scaled(roof.exps)} exponentials a second (at times the "
+        yield f'lower roof).</p><figure class="wide">{chart}</figure>'
+
+
+def _under_roof(result: Result) -> tuple[float, float, str]:
+    text = f"{result.row.name}, {percent(result.share_of_roof)} of its roof"
+    return result.useful_macs / result.bytes, result.macs_per_second, text
 
 
 def _useful(results: list[Result]) -> Iterable[str]:
     known = [result for result in results if result.useful_share and result.role == "ours"]
     if not known:
         return
-    yield "<h3>Useful against issued MACs</h3><p>What share of the multiply-accumulates that attnkern's kernels do is asked "
-    yield "for: the rest is padding, hidden parts of tiles, and products computed again.</p>"
+    yield "<h3>Useful against issued MACs</h3><p>What share of the multiply-accumulates that attnkern's kernels do is "
+    yield "asked for: the rest is padding, hidden parts of tiles, and products computed again.</p>"
     figures = []
     for impl, kind in dict.fromkeys((result.impl, result.row.kind) for result in known):
         group = [result for result in known if (result.impl, result.row.kind) == (impl, kind)]
@@ -199,12 +191,8 @@ def _table(results: list[Result], name: str) -> str:
     for r in results:
         ms = r.ms or {}
         numbers = [(ms.get(key), number) for key in ("median", "p20", "p80")]
-        numbers += [
-            (r.macs_per_second, scaled),
-            (r.share_of_roof, percent),
-            (r.useful_share, percent),
-            (r.memory, size),
-        ]
+        numbers += [(r.macs_per_second, scaled), (r.share_of_roof, percent), (r.useful_share, percent)]
+        numbers.append((r.memory, size))
         cells = "".join(
             "<td></td>" if value is None else f'<td data-value="{value:.6g}">{escape(text(value))}</td>'
             for value, text in numbers
