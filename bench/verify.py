@@ -88,12 +88,13 @@ def _scores(row: Row, query: Tensor, key: Tensor, begin: int) -> Tensor:
 def allowed(row: Row, begin: int, end: int, device: torch.device | str) -> Tensor:
     """`(end - begin, Lk)`, True where those queries may look."""
     left, right = row.problem("cpu").band
-    distance = torch.arange(row.len_k, device=device) - torch.arange(begin, end, device=device)[:, None] - row.offset
-    seen = torch.ones_like(distance, dtype=torch.bool)
+    i = torch.arange(begin, end, device=device)[:, None] + row.offset
+    j = torch.arange(row.len_k, device=device)
+    seen = torch.ones(end - begin, row.len_k, dtype=torch.bool, device=device)
     if left != UNLIMITED:
-        seen &= distance >= -left
+        seen &= j >= i - left
     if right != UNLIMITED:
-        seen &= distance <= right
+        seen &= j <= i + right
     return seen
 
 
