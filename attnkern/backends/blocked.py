@@ -1,14 +1,14 @@
 """Every operation in O(L) memory with torch alone, on any device; the default on a CPU.
 
 The same tile walk serves the forward passes, the weights, the backward and the sampler. Global
-attention goes to torch's own fused kernel where that computes the same thing.
+attention, and a window's forward, go to torch's own fused kernel where that computes the same thing.
 """
 
 import torch
 from torch import Tensor
 
 from attnkern import philox
-from attnkern.backends import sdpa, sparse
+from attnkern.backends import banded, sdpa, sparse
 from attnkern.backends.tiles import NEG_INF, Block, Tile, blocks, exp_
 from attnkern.problem import Gradients, Inputs, Problem, new_output
 
@@ -31,6 +31,8 @@ def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
         output, lse = sdpa.forward(problem, inputs)
         if sdpa.is_sound(lse):
             return output, lse
+    elif banded.can_run(problem) and (found := banded.forward(problem, inputs, softmax)) is not None:
+        return found
     output = new_output(inputs.query, inputs.value)
     lse = inputs.query.new_empty(output.shape[:-1], dtype=problem.compute_dtype)
     for block in blocks(problem, inputs):
