@@ -95,7 +95,7 @@ def backward(
     for block in blocks(problem, inputs):
         terms = _RowTerms(block, lse, grad_output, grad_weights, row, entropy)
         tiles = list(block.key_tiles())
-        if len(tiles) > 1:
+        if len(tiles) > 1 and terms.reach_weights:
             for keys in tiles:
                 terms.add_to_mean(block.tile(keys))
         block_grad_query = torch.zeros_like(block.query)
@@ -166,11 +166,15 @@ class _RowTerms:
         self.row = 0.0 if row is None else rows(row).unsqueeze(-1)
         self.entropy = None if entropy is None else rows(entropy).unsqueeze(-1)
 
+    @property
+    def reach_weights(self) -> bool:
+        """Whether any gradient comes through the weights, whose mean over the row is then needed."""
+        return self.grad_output is not None or self.grad_weights is not None
+
     def add_to_mean(self, tile: Tile) -> None:
         """Adds the tile's share of `sum_j p_j g_j` to what is subtracted from g."""
         gradient, _ = self._weight_gradient(tile)
-        if gradient is not None:
-            self.row = self.row + (tile.weights(self.lse) * gradient).sum(-1, keepdim=True)
+        self.row = self.row + (tile.weights(self.lse) * gradient).sum(-1, keepdim=True)
 
     def score_gradient(self, tile: Tile, whole_row: bool) -> tuple[Tensor, Tensor]:
         """Weights after dropout, and dS. whole_row: the tile holds all keys of its rows, so their mean is at hand."""
@@ -181,8 +185,8 @@ class _RowTerms:
         weights = tile.weights(self.lse)
         dropped = weights if dropout is None else weights * dropout
         if gradient is None:
-            gradient = torch.zeros_like(weights)
-        elif whole_row:
+            return dropped, weights * (-self.row if surprise is None else surprise.neg_().sub_(self.row))
+        if whole_row:
             self.row = self.row + torch.linalg.vecdot(weights, gradient).unsqueeze(-1)
         gradient -= self.row
         if surprise is not None:

@@ -82,7 +82,8 @@ def _blocked(problem: Problem, operation: Operation, sources: Sources) -> list[P
     if operation != "backward":
         return [Pass("tiles", pairs, score + value * (operation == "softmax"))]
     found = [Pass("tiles", pairs, 3 * score + 2 * value * sources.output)]
-    return [Pass("tiles, mean", again, score + value * sources.output), *found] if again else found
+    mean = again and (sources.output or sources.weights)  # of the gradients of a row's weights
+    return [Pass("tiles, mean", again, score + value * sources.output), *found] if mean else found
 
 
 def _walked(problem: Problem, align: int) -> tuple[int, int]:
