@@ -19,24 +19,7 @@ from attnkern.nn import AoAReader
 SENTENCES, BATCH = 8, 64
 NAMES = ["mary", "john", "sandra", "daniel", "anna", "peter"]
 VERBS = ["took", "dropped", "saw", "bought", "sold", "found"]
-THINGS = [
-    "apple",
-    "ball",
-    "book",
-    "cup",
-    "drum",
-    "egg",
-    "flute",
-    "hat",
-    "key",
-    "lamp",
-    "milk",
-    "nut",
-    "piano",
-    "ring",
-    "spoon",
-    "tent",
-]
+THINGS = ["apple", "ball", "book", "cup", "drum", "egg", "flute", "hat", "key", "lamp", "milk", "nut", "ring", "tent"]
 WORDS = ["<padding>", *NAMES, *VERBS, *THINGS, "the", ".", "<blank>"]
 ID = {word: number for number, word in enumerate(WORDS)}
 

@@ -28,8 +28,9 @@ class MultiheadAttention(nn.MultiheadAttention):
         backend: None chooses; a name is obeyed or refused, as in `attnkern.global_attention`.
 
     Attributes:
-        hard: with `Hard`, the `HardAttention` of the last forward, for `attnkern.estimators`: it keeps
-            that forward's graph alive, and is neither copied nor saved. None before, and otherwise.
+        hard: with `Hard`, the `HardAttention` of the last forward, for `attnkern.estimators`
+            (`attnkern.nn.hard_attentions` collects a model's): it keeps that forward's graph alive, and is neither
+            copied nor saved. None before, and otherwise.
 
     Raises:
         ValueError: `add_bias_kv` or `add_zero_attn` with a window: the keys they append lie outside it.
