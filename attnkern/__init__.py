@@ -7,7 +7,7 @@ hard = attnkern.hard_attention(query, key, value, num_samples=4)
 attnkern.swap_attention(model)
 """
 
-from attnkern import huggingface, layers, mac, nn
+from attnkern import huggingface, layers, mac, nn, priors
 from attnkern.api import global_attention, hard_attention, local_attention, mac_attention
 from attnkern.backends.choose import explain
 from attnkern.layers import as_attention
@@ -34,6 +34,7 @@ __all__ = [
     "mac",
     "mac_attention",
     "nn",
+    "priors",
     "restore_attention",
     "swap_attention",
 ]
