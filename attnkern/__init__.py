@@ -7,7 +7,7 @@ hard = attnkern.hard_attention(query, key, value, num_samples=4)
 attnkern.swap_attention(model)
 """
 
-from attnkern import estimators, huggingface, layers, mac, nn
+from attnkern import estimators, huggingface, layers, mac, nn, priors
 from attnkern.api import (
     attention_over_attention,
     global_attention,
@@ -42,6 +42,7 @@ __all__ = [
     "mac",
     "mac_attention",
     "nn",
+    "priors",
     "restore_attention",
     "swap_attention",
 ]

@@ -143,12 +143,19 @@ def check_gaussian(center: Tensor | None, sigma: float | Tensor | None, renormal
             raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
         if tensor.device != query.device:
             raise ValueError(f"{name} must be on the device of query, {query.device}, got {tensor.device}")
-    if not isinstance(sigma, Tensor) and sigma is not None and not _is_number(sigma):
-        raise TypeError(f"sigma must be a number, a Tensor or None, got {sigma!r}")
-    if _is_number(sigma) and not 0 < sigma < math.inf:
-        raise ValueError(f"sigma must be positive and finite, got {sigma}")
+    if not isinstance(sigma, Tensor):
+        check_sigma(sigma, "a number, a Tensor or None")
     if renormalize and sigma is None:
         raise ValueError("renormalize=True needs sigma, got None")
+
+
+def check_sigma(sigma: float | None, expected: str = "a number or None") -> None:
+    if sigma is None:
+        return
+    if not _is_number(sigma):
+        raise TypeError(f"sigma must be {expected}, got {sigma!r}")
+    if not 0 < sigma < math.inf:
+        raise ValueError(f"sigma must be positive and finite, got {sigma}")
 
 
 def check_activation(activation: str) -> None:
