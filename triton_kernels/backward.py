@@ -15,6 +15,17 @@ along, which only 16-bit budgets do not notice; otherwise a pass of its own sums
 import triton
 import triton.language as tl
 
+from attnkern.triton_kernels.centers import (
+    centered_row_bounds,
+    centered_windows,
+    distance_in_sigmas,
+    load_gaussians,
+    load_query_rows,
+    log_gaussian,
+    store_query_rows,
+    tile_anchors,
+    tile_rows,
+)
 from attnkern.triton_kernels.random import dropout_keep
 from attnkern.triton_kernels.scores import (
     FAR,
@@ -64,7 +75,10 @@ def score_gradient(
     row, entropy, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ENTROPY: tl.constexpr,
     DROPOUT: tl.constexpr, MASKED: tl.constexpr, ACTIVATION: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """Weights before dropout, and dS. `lse` comes shaped to broadcast like `i`; `row`, `entropy` point at row 0."""
+    """Weights before dropout, their gradient g, and dS.
+
+    `lse` comes shaped to broadcast like `i`; `row`, `entropy` point at row 0.
+    """
     if ACTIVATION == "softmax":
         weight = tl.minimum(exponential(score - lse, UNIT), 1.0)
     else:
@@ -73,23 +87,25 @@ def score_gradient(
         product_gradient, keep, dropout_scale, i, j, len_q, len_k, grad_weights, stride_gi, stride_gj,
         HAS_OUTPUT, HAS_WEIGHTS, DROPOUT,
     )  # fmt: skip
+    ds = gradient
     if ACTIVATION == "softmax":
-        gradient -= tl.load(row + i, mask=i < len_q, other=0.0)
+        ds -= tl.load(row + i, mask=i < len_q, other=0.0)
     if HAS_ENTROPY:
         surprise = tl.minimum(tl.maximum(score - lse, FAR), 0.0) * (1 / UNIT)
-        gradient -= tl.load(entropy + i, mask=i < len_q, other=0.0) * surprise
+        ds -= tl.load(entropy + i, mask=i < len_q, other=0.0) * surprise
     if ACTIVATION == "relu":
-        gradient = tl.where(score > 0, gradient, 0.0)
+        ds = tl.where(score > 0, ds, 0.0)
     elif ACTIVATION != "linear":
-        gradient *= weight
+        ds *= weight
     if MASKED:  # a hidden value may hold anything, NaN included
-        gradient = tl.where(score > float("-inf"), gradient, 0.0)
-    return weight, gradient
+        ds = tl.where(score > float("-inf"), ds, 0.0)
+    return weight, gradient, ds
 
 
 @triton.jit
 def backward_query(
-    query, key, value, mask, offsets, seed, lse, grad_output, grad_weights, row, entropy, grad_query,
+    query, key, value, mask, offsets, seed, order, anchors, center, sigma, lse, grad_output, grad_weights, row, entropy,
+    grad_query, grad_center, grad_sigma,
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_mask_b, stride_mask_h, stride_mask_i, stride_mask_j, stride_ob, stride_oh, stride_om,
     stride_gb, stride_gh, stride_gi, stride_gj, stride_dqb, stride_dqh, stride_dqm,
@@ -97,8 +113,8 @@ def backward_query(
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
     DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ENTROPY: tl.constexpr,
-    MEAN: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    MEAN: tl.constexpr, ACTIVATION: tl.constexpr, CENTERED: tl.constexpr, CAUSAL: tl.constexpr, GAUSSIAN: tl.constexpr,
+    PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of queries of one head: `grad_query = scale * dS key`.
 
@@ -117,8 +133,9 @@ def backward_query(
     value += batch * stride_vb + head // group * stride_vh
     mask += batch * stride_mask_b + head * stride_mask_h
     grad_weights += batch * stride_gb + head * stride_gh
-    row += batch_head.to(tl.int64) * len_q
-    entropy += batch_head.to(tl.int64) * len_q
+    head_rows = batch_head.to(tl.int64) * len_q
+    row += head_rows
+    entropy += head_rows
     position = query_offset
     if OFFSETS:
         position = tl.load(offsets + batch).to(tl.int32)
@@ -126,50 +143,61 @@ def backward_query(
     if DROPOUT:
         seed_value = tl.load(seed)
 
-    i = (begin_m + tl.arange(0, BLOCK_M))[:, None]
-    q = load_rows(
-        query + batch * stride_qb + head * stride_qh, begin_m, stride_qm, 0, len_q, HEAD_DIM, BLOCK_M, BLOCK_E
-    )
-    row_lse = load_lse(lse + batch_head.to(tl.int64) * len_q, i, len_q, UNIT)
+    if CENTERED:
+        order += head_rows
+    rows = tile_rows(order, begin_m, len_q, CENTERED, BLOCK_M)
+    i = rows[:, None]
+    query += batch * stride_qb + head * stride_qh
+    q = load_query_rows(query, rows, begin_m, stride_qm, 0, len_q, HEAD_DIM, BLOCK_M, BLOCK_E, CENTERED)
+    row_lse = load_lse(lse + head_rows, i, len_q, UNIT)
     do = q
     if HAS_OUTPUT:
-        do = load_rows(
-            grad_output + batch * stride_ob + head * stride_oh,
-            begin_m,
-            stride_om,
-            0,
-            len_q,
-            VALUE_DIM,
-            BLOCK_M,
-            BLOCK_V,
-        )
+        grad_output += batch * stride_ob + head * stride_oh
+        do = load_query_rows(grad_output, rows, begin_m, stride_om, 0, len_q, VALUE_DIM, BLOCK_M, BLOCK_V, CENTERED)
     if MEAN:
         mean = tl.zeros((BLOCK_M,), tl.float32)
     else:
         dq = tl.zeros((BLOCK_M, BLOCK_E), tl.float32)
-    first = begin_m + position
-    last = tl.minimum(begin_m + BLOCK_M, len_q) - 1 + position
-    begin, end = key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
-    inner_begin, inner_end = inner_key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
-    for PART in tl.static_range(0 if LEFT else 1, 3):
+        if GAUSSIAN != "none":
+            dcenter = tl.zeros((BLOCK_M,), tl.float32)
+            dsigma = tl.zeros((BLOCK_M,), tl.float32)
+    if CENTERED:
+        anchor = tile_anchors(anchors + head_rows, begin_m, len_q, BLOCK_M)[:, None]
+        lowest, highest = centered_windows(i, anchor, position, left, right, RIGHT, CAUSAL)
+        begin, end = key_bounds(tl.min(lowest), tl.max(highest), len_k, 0, 0, LEFT, RIGHT or CAUSAL)
+        inner_begin, inner_end = 0, 0  # all tiles are edges
+    else:
+        lowest, highest = i + position - left, i + position + right
+        first = begin_m + position
+        last = tl.minimum(begin_m + BLOCK_M, len_q) - 1 + position
+        begin, end = key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
+        inner_begin, inner_end = inner_key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
+    if GAUSSIAN != "none":
+        middle, width = load_gaussians(i, center + head_rows, sigma + head_rows, len_q)
+    for PART in tl.static_range(2 if CENTERED else 0 if LEFT else 1, 3):
         part_begin, part_end = loop_part(PART, begin, end, inner_begin, inner_end, BLOCK_N)
         for begin_n in tl.range(part_begin, part_end, BLOCK_N):
             k = load_rows(key, begin_n, stride_kn, begin, end, HEAD_DIM, BLOCK_N, BLOCK_E, PART != 1)
             capped = capped_scores(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, softcap, SOFTCAP, UNIT)
             j = (begin_n + tl.arange(0, BLOCK_N))[None, :]
             score = masked_scores(
-                capped, i, j, position, mask, stride_mask_i, stride_mask_j, len_q, len_k, left, right,
-                MASK, LEFT, RIGHT, PART != 1, UNIT,
+                capped, i, j, lowest, highest, mask, stride_mask_i, stride_mask_j, len_q, len_k,
+                MASK, LEFT, RIGHT or CAUSAL, PART != 1, UNIT,
             )  # fmt: skip
+            if GAUSSIAN != "none":
+                distance = distance_in_sigmas(j, middle, width)
+                gaussian = log_gaussian(distance, UNIT)
+            if GAUSSIAN == "inside":
+                score += gaussian
             product_gradient = capped
             if HAS_OUTPUT:
                 v = load_rows(value, begin_n, stride_vn, begin, end, VALUE_DIM, BLOCK_N, BLOCK_V, PART != 1)
                 product_gradient = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+            if GAUSSIAN == "after":
+                product_gradient *= exponential(gaussian, UNIT)
             keep = i >= 0
             if DROPOUT:
-                keep = dropout_keep(
-                    seed_value, batch_head, begin_m, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False
-                )
+                keep = dropout_keep(seed_value, batch_head, i, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False)
             if MEAN:
                 gradient = weight_gradient(
                     product_gradient, keep, dropout_scale, i, j, len_q, len_k, grad_weights, stride_gi, stride_gj,
@@ -178,25 +206,35 @@ def backward_query(
                 weight = tl.minimum(exponential(score - row_lse, UNIT), 1.0)
                 mean += tl.sum(tl.where(weight > 0, weight * gradient, 0.0), 1)
             else:
-                _, ds = score_gradient(
+                weight, gradient, ds = score_gradient(
                     score, row_lse, product_gradient, keep, dropout_scale, i, j, len_q, len_k,
                     grad_weights, stride_gi, stride_gj, row, entropy,
                     HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, PART != 1 or MASK != "none", ACTIVATION, UNIT,
                 )  # fmt: skip
+                if GAUSSIAN != "none":
+                    part = tl.where(weight > 0, weight * gradient, 0.0) if GAUSSIAN == "after" else ds
+                    part *= distance
+                    dcenter += tl.sum(part, 1)
+                    dsigma += tl.sum(part * distance, 1)
                 if SOFTCAP:
                     ds *= cap_slope(capped, softcap, UNIT)
-                dq = tl.dot(ds.to(k.dtype), where_seen(score, k, MASK), dq, input_precision=PRECISION)
+                k = where_seen(score, k, MASK != "none" or CENTERED)
+                dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
     if MEAN:
-        rows = begin_m + tl.arange(0, BLOCK_M)
         tl.store(row + rows, mean, mask=rows < len_q)
     else:
         grad_query += batch * stride_dqb + head * stride_dqh
-        store_rows(grad_query, begin_m, stride_dqm, len_q, dq * scale, HEAD_DIM, BLOCK_M, BLOCK_E)
+        store_query_rows(grad_query, rows, begin_m, stride_dqm, len_q, dq * scale, HEAD_DIM, BLOCK_M, BLOCK_E, CENTERED)
+        if GAUSSIAN != "none":
+            _, width = load_gaussians(rows, center + head_rows, sigma + head_rows, len_q)
+            tl.store(grad_center + head_rows + rows, dcenter / width, mask=rows < len_q)
+            tl.store(grad_sigma + head_rows + rows, dsigma / width, mask=rows < len_q)
 
 
 @triton.jit
 def backward_key_value(
-    query, key, value, mask, offsets, seed, lse, grad_output, grad_weights, row, entropy, grad_key, grad_value,
+    query, key, value, mask, offsets, seed, order, anchors, center, sigma, lse, grad_output, grad_weights, row, entropy,
+    grad_key, grad_value,
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_mask_b, stride_mask_h, stride_mask_i, stride_mask_j, stride_ob, stride_oh, stride_om,
     stride_gb, stride_gh, stride_gi, stride_gj, stride_dkb, stride_dkh, stride_dkn, stride_dvb, stride_dvh, stride_dvn,
@@ -204,8 +242,8 @@ def backward_key_value(
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
     DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ENTROPY: tl.constexpr,
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    ACTIVATION: tl.constexpr, CENTERED: tl.constexpr, CAUSAL: tl.constexpr, GAUSSIAN: tl.constexpr,
+    PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of keys of one key head: `grad_key = scale * dS^T query`, `grad_value = P^T dO`.
 
@@ -234,8 +272,9 @@ def backward_key_value(
     dv = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
     first = begin_n
     last = tl.minimum(begin_n + BLOCK_N, len_k) - 1
-    begin, end = row_bounds(first, last, len_q, position, left, right, LEFT, RIGHT)
-    inner_begin, inner_end = inner_row_bounds(first, last, len_q, position, left, right, LEFT, RIGHT)
+    if not CENTERED:
+        begin, end = row_bounds(first, last, len_q, position, left, right, LEFT, RIGHT)
+        inner_begin, inner_end = inner_row_bounds(first, last, len_q, position, left, right, LEFT, RIGHT)
     for member in range(0, group):
         head = kv_head * group + member
         batch_head = batch * heads + head
@@ -243,34 +282,59 @@ def backward_key_value(
         head_mask = mask + batch * stride_mask_b + head * stride_mask_h
         head_grad_output = grad_output + batch * stride_ob + head * stride_oh
         head_grad_weights = grad_weights + batch * stride_gb + head * stride_gh
-        for PART in tl.static_range(0 if RIGHT else 1, 3):
+        head_rows = batch_head * len_q
+        head_order = order
+        if CENTERED:
+            head_order = order + head_rows
+            head_anchors = anchors + head_rows
+            begin, end = centered_row_bounds(first, last, head_anchors, len_q, left, right, LEFT, RIGHT)
+            inner_begin, inner_end = 0, 0  # all tiles are edges
+        high = len_q if CENTERED else end  # of row numbers
+        for PART in tl.static_range(2 if CENTERED else 0 if RIGHT else 1, 3):
             part_begin, part_end = loop_part(PART, begin, end, inner_begin, inner_end, BLOCK_M)
             for begin_m in tl.range(part_begin, part_end, BLOCK_M):
-                i = (begin_m + tl.arange(0, BLOCK_M))[None, :]
-                q = load_rows(head_query, begin_m, stride_qm, begin, end, HEAD_DIM, BLOCK_M, BLOCK_E, PART != 1)
+                rows = tile_rows(head_order, begin_m, len_q, CENTERED, BLOCK_M)
+                i = rows[None, :]
+                q = load_query_rows(
+                    head_query, rows, begin_m, stride_qm, begin, high, HEAD_DIM, BLOCK_M, BLOCK_E, CENTERED, PART != 1
+                )
                 capped = capped_scores(tl.dot(k, tl.trans(q), input_precision=PRECISION), scale, softcap, SOFTCAP, UNIT)
+                if CENTERED:
+                    anchor = tile_anchors(head_anchors, begin_m, len_q, BLOCK_M)[None, :]
+                    lowest, highest = centered_windows(i, anchor, position, left, right, RIGHT, CAUSAL)
+                else:
+                    lowest, highest = i + position - left, i + position + right
                 score = masked_scores(
-                    capped, i, j, position, head_mask, stride_mask_i, stride_mask_j, len_q, len_k, left, right,
-                    MASK, LEFT, RIGHT, PART != 1, UNIT,
+                    capped, i, j, lowest, highest, head_mask, stride_mask_i, stride_mask_j, len_q, len_k,
+                    MASK, LEFT, RIGHT or CAUSAL, PART != 1, UNIT,
                 )  # fmt: skip
+                if GAUSSIAN != "none":
+                    middle, width = load_gaussians(i, center + head_rows, sigma + head_rows, len_q)
+                    gaussian = log_gaussian(distance_in_sigmas(j, middle, width), UNIT)
+                if GAUSSIAN == "inside":
+                    score += gaussian
                 keep = j >= 0
                 if DROPOUT:
-                    keep = dropout_keep(
-                        seed_value, batch_head, begin_m, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, True
-                    )
+                    keep = dropout_keep(seed_value, batch_head, i, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, True)
                 product_gradient = capped
                 if HAS_OUTPUT:
-                    do = load_rows(
-                        head_grad_output, begin_m, stride_om, begin, end, VALUE_DIM, BLOCK_M, BLOCK_V, PART != 1
-                    )
+                    do = load_query_rows(
+                        head_grad_output, rows, begin_m, stride_om, begin, high, VALUE_DIM, BLOCK_M, BLOCK_V, CENTERED,
+                        PART != 1,
+                    )  # fmt: skip
                     product_gradient = tl.dot(v, tl.trans(do), input_precision=PRECISION)
+                if GAUSSIAN == "after":
+                    factor = exponential(gaussian, UNIT)
+                    product_gradient *= factor
                 row_lse = load_lse(lse + batch_head * len_q, i, len_q, UNIT)
-                weight, ds = score_gradient(
+                weight, _, ds = score_gradient(
                     score, row_lse, product_gradient, keep, dropout_scale, i, j, len_q, len_k,
                     head_grad_weights, stride_gi, stride_gj, row + batch_head * len_q, entropy + batch_head * len_q,
                     HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, True, ACTIVATION, UNIT,
                 )  # fmt: skip
                 if HAS_OUTPUT:
+                    if GAUSSIAN == "after":
+                        weight *= factor
                     if DROPOUT:
                         weight = tl.where(keep, weight * dropout_scale, 0.0)
                     dv = tl.dot(weight.to(do.dtype), do, dv, input_precision=PRECISION)

@@ -4,13 +4,23 @@ import triton
 import triton.language as tl
 
 from attnkern.triton_kernels.backward import load_lse, score_gradient
+from attnkern.triton_kernels.centers import (
+    centered_windows,
+    distance_in_sigmas,
+    load_gaussians,
+    load_query_rows,
+    log_gaussian,
+    tile_anchors,
+    tile_rows,
+)
 from attnkern.triton_kernels.random import dropout_keep
-from attnkern.triton_kernels.scores import capped_scores, key_bounds, load_rows, masked_scores
+from attnkern.triton_kernels.scores import capped_scores, exponential, key_bounds, load_rows, masked_scores
 
 
 @triton.jit
 def backward_mask(
-    query, key, value, mask, offsets, seed, lse, grad_output, grad_weights, row, entropy, grad_mask,
+    query, key, value, mask, offsets, seed, order, anchors, center, sigma, lse, grad_output, grad_weights, row, entropy,
+    grad_mask,
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_mask_b, stride_mask_h, stride_mask_i, stride_mask_j, stride_ob, stride_oh, stride_om,
     stride_gb, stride_gh, stride_gi, stride_gj,
@@ -19,8 +29,9 @@ def backward_mask(
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
     DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ENTROPY: tl.constexpr,
-    SUM_ROWS: tl.constexpr, SUM_KEYS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    SUM_ROWS: tl.constexpr, SUM_KEYS: tl.constexpr, ACTIVATION: tl.constexpr,
+    CENTERED: tl.constexpr, CAUSAL: tl.constexpr, GAUSSIAN: tl.constexpr,
+    PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of the mask and split: its share of dS, summed over the mask's broadcast dimensions.
 
@@ -55,33 +66,51 @@ def backward_mask(
         position = query_offset
         if OFFSETS:
             position = tl.load(offsets + batch).to(tl.int32)
-        last = tl.minimum(begin_m + BLOCK_M, len_q) - 1 + position
-        begin, end = key_bounds(begin_m + position, last, len_k, left, right, LEFT, RIGHT)
+        head_rows = batch_head * len_q
+        head_order = order
+        if CENTERED:
+            head_order = order + head_rows
+        rows = tile_rows(head_order, begin_m, len_q, CENTERED, BLOCK_M)
+        i = rows[:, None]
+        if CENTERED:
+            anchor = tile_anchors(anchors + head_rows, begin_m, len_q, BLOCK_M)[:, None]
+            lowest, highest = centered_windows(i, anchor, position, left, right, RIGHT, CAUSAL)
+            begin, end = key_bounds(tl.min(lowest), tl.max(highest), len_k, 0, 0, LEFT, RIGHT or CAUSAL)
+        else:
+            lowest, highest = i + position - left, i + position + right
+            last = tl.minimum(begin_m + BLOCK_M, len_q) - 1 + position
+            begin, end = key_bounds(begin_m + position, last, len_k, left, right, LEFT, RIGHT)
         if (begin_n < end) & (begin_n + BLOCK_N > begin):
-            i = (begin_m + tl.arange(0, BLOCK_M))[:, None]
             j = (begin_n + tl.arange(0, BLOCK_N))[None, :]
             head_query = query + batch * stride_qb + head * stride_qh
             head_key = key + batch * stride_kb + head // group * stride_kh
-            q = load_rows(head_query, begin_m, stride_qm, 0, len_q, HEAD_DIM, BLOCK_M, BLOCK_E)
+            q = load_query_rows(head_query, rows, begin_m, stride_qm, 0, len_q, HEAD_DIM, BLOCK_M, BLOCK_E, CENTERED)
             k = load_rows(head_key, begin_n, stride_kn, begin, end, HEAD_DIM, BLOCK_N, BLOCK_E)
             capped = capped_scores(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, softcap, SOFTCAP, UNIT)
             score = masked_scores(
-                capped, i, j, position, mask + batch * stride_mask_b + head * stride_mask_h,
-                stride_mask_i, stride_mask_j, len_q, len_k, left, right, MASK, LEFT, RIGHT, True, UNIT,
+                capped, i, j, lowest, highest, mask + batch * stride_mask_b + head * stride_mask_h,
+                stride_mask_i, stride_mask_j, len_q, len_k, MASK, LEFT, RIGHT or CAUSAL, True, UNIT,
             )  # fmt: skip
+            if GAUSSIAN != "none":
+                middle, width = load_gaussians(i, center + head_rows, sigma + head_rows, len_q)
+                gaussian = log_gaussian(distance_in_sigmas(j, middle, width), UNIT)
+            if GAUSSIAN == "inside":
+                score += gaussian
             product_gradient = capped
             if HAS_OUTPUT:
                 head_value = value + batch * stride_vb + head // group * stride_vh
                 head_grad_output = grad_output + batch * stride_ob + head * stride_oh
                 v = load_rows(head_value, begin_n, stride_vn, begin, end, VALUE_DIM, BLOCK_N, BLOCK_V)
-                do = load_rows(head_grad_output, begin_m, stride_om, 0, len_q, VALUE_DIM, BLOCK_M, BLOCK_V)
+                do = load_query_rows(
+                    head_grad_output, rows, begin_m, stride_om, 0, len_q, VALUE_DIM, BLOCK_M, BLOCK_V, CENTERED
+                )
                 product_gradient = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+            if GAUSSIAN == "after":
+                product_gradient *= exponential(gaussian, UNIT)
             keep = i >= 0
             if DROPOUT:
-                keep = dropout_keep(
-                    seed_value, batch_head, begin_m, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False
-                )
-            _, ds = score_gradient(
+                keep = dropout_keep(seed_value, batch_head, i, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False)
+            _, _, ds = score_gradient(
                 score, load_lse(lse + batch_head * len_q, i, len_q, UNIT), product_gradient, keep, dropout_scale,
                 i, j, len_q, len_k, grad_weights + batch * stride_gb + head * stride_gh, stride_gi, stride_gj,
                 row + batch_head * len_q, entropy + batch_head * len_q,

@@ -25,20 +25,20 @@ def uniform(word):
 
 @triton.jit
 def dropout_keep(
-    seed, batch_head, row_begin, key_begin, threshold, ROWS: tl.constexpr, KEYS: tl.constexpr, KEYS_FIRST: tl.constexpr
+    seed, batch_head, row, key_begin, threshold, ROWS: tl.constexpr, KEYS: tl.constexpr, KEYS_FIRST: tl.constexpr
 ):
     """True where dropout keeps the weight: `(ROWS, KEYS)`, or `(KEYS, ROWS)` with KEYS_FIRST.
 
-    One call decides 4 consecutive keys; `key_begin` must be a multiple of 4.
+    row: numbers of the rows, `(ROWS, 1)`, or `(1, ROWS)` with KEYS_FIRST. One call decides 4 consecutive keys;
+    `key_begin` must be a multiple of 4.
     """
-    rows = row_begin + tl.arange(0, ROWS)
     blocks = key_begin // 4 + tl.arange(0, KEYS // 4)
     stream = tl.full((), DROPOUT_STREAM, tl.int32)
     if KEYS_FIRST:
-        w0, w1, w2, w3 = philox_words(seed, rows[None, :], batch_head, stream, blocks[:, None])
+        w0, w1, w2, w3 = philox_words(seed, row, batch_head, stream, blocks[:, None])
         words = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # (KEYS / 4, ROWS, 2, 2)
         words = tl.reshape(tl.permute(words, (0, 2, 3, 1)), (KEYS, ROWS))
     else:
-        w0, w1, w2, w3 = philox_words(seed, rows[:, None], batch_head, stream, blocks[None, :])
+        w0, w1, w2, w3 = philox_words(seed, row, batch_head, stream, blocks[None, :])
         words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (ROWS, KEYS))
     return (words >> 8).to(tl.int32) >= threshold

@@ -51,6 +51,7 @@ def sample_forward(
         seed_value = tl.load(seed)
 
     rows = begin_m + tl.arange(0, BLOCK_M)
+    i = rows[:, None]
     columns = tl.arange(0, BLOCK_N)
     draws = tl.arange(0, SAMPLES)[None, :]
     q = load_rows(query, begin_m, stride_qm, 0, len_q, HEAD_DIM, BLOCK_M, BLOCK_E)
@@ -71,8 +72,8 @@ def sample_forward(
             product = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             capped = capped_scores(product, scale, softcap, SOFTCAP, UNIT)
             tile = masked_scores(
-                capped, rows[:, None], begin_n + columns[None, :], position, mask, stride_mask_i, stride_mask_j,
-                len_q, len_k, left, right, MASK, LEFT, RIGHT, PART != 1, UNIT,
+                capped, i, begin_n + columns[None, :], i + position - left, i + position + right,
+                mask, stride_mask_i, stride_mask_j, len_q, len_k, MASK, LEFT, RIGHT, PART != 1, UNIT,
             )  # fmt: skip
             highest = tl.max(tile, 1)
             new_top = tl.minimum(tl.maximum(top, highest), LARGEST)
@@ -91,9 +92,7 @@ def sample_forward(
                 picked_score = tl.where(better, highest[:, None], picked_score)
             else:
                 stream = sample_group + SAMPLE_STREAM
-                w0, w1, w2, w3 = philox_words(
-                    seed_value, rows[:, None], batch_head, stream, (begin_n + draws * 0) // BLOCK_N
-                )
+                w0, w1, w2, w3 = philox_words(seed_value, i, batch_head, stream, (begin_n + draws * 0) // BLOCK_N)
                 word = tl.where(draws == 0, w0, tl.where(draws == 1, w1, tl.where(draws == 2, w2, w3)))
                 target = uniform(word) * total[:, None]
                 # the first block with any mass is always taken; rounding must not lose it

@@ -110,12 +110,12 @@ def cap_slope(capped, softcap, UNIT: tl.constexpr):
 
 @triton.jit
 def masked_scores(
-    score, i, j, position, mask, stride_mask_i, stride_mask_j, len_q, len_k, left, right,
+    score, i, j, lowest, highest, mask, stride_mask_i, stride_mask_j, len_q, len_k,
     MASK: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, EDGE: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Scores with the mask applied; -inf where a query may not look.
 
-    position: key position of row 0. EDGE: the tile may leave the window or the matrix.
+    lowest, highest: first and last key of each row's window. EDGE: the tile may leave the window or the matrix.
     """
     if EDGE or MASK != "none":
         inside = (i < len_q) & (j < len_k)
@@ -129,9 +129,9 @@ def masked_scores(
             score = tl.where(bias == float("-inf"), bias, score + tl.maximum(bias * UNIT, -LARGEST))
     if EDGE:
         if LEFT:
-            inside = inside & (j >= i + position - left)
+            inside = inside & (j >= lowest)
         if RIGHT:
-            inside = inside & (j <= i + position + right)
+            inside = inside & (j <= highest)
         score = tl.where(inside, score, float("-inf"))
     return score
 
@@ -170,9 +170,12 @@ def store_rows(base, begin, stride, high, values, FEATURES: tl.constexpr, ROWS: 
 
 
 @triton.jit
-def where_seen(score, rows, MASK: tl.constexpr):
-    """Clears the keys (or values) of a tile that none of its queries may look at, whatever they hold."""
-    if MASK != "none":
+def where_seen(score, rows, GAPS: tl.constexpr):
+    """Clears the keys (or values) of a tile that none of its queries may look at, whatever they hold.
+
+    GAPS: there may be some between the others.
+    """
+    if GAPS:
         return tl.where((tl.max(score, 0) > float("-inf"))[:, None], rows, 0.0)
     else:
         return rows

@@ -6,6 +6,16 @@ Where weights are no softmax (ACTIVATION is linear, relu or exp), neither maximu
 import triton
 import triton.language as tl
 
+from attnkern.triton_kernels.centers import (
+    centered_windows,
+    distance_in_sigmas,
+    load_gaussians,
+    load_query_rows,
+    log_gaussian,
+    store_query_rows,
+    tile_anchors,
+    tile_rows,
+)
 from attnkern.triton_kernels.random import dropout_keep
 from attnkern.triton_kernels.scores import (
     LARGEST,
@@ -18,21 +28,20 @@ from attnkern.triton_kernels.scores import (
     log_sum_exp,
     loop_part,
     masked_scores,
-    store_rows,
     where_seen,
 )
 
 
 @triton.jit
 def softmax_forward(
-    query, key, value, mask, offsets, seed, output, lse,
+    query, key, value, mask, offsets, seed, order, anchors, center, sigma, output, lse,
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_mask_b, stride_mask_h, stride_mask_i, stride_mask_j, stride_ob, stride_oh, stride_om,
     heads, group, len_q, len_k, scale, softcap, query_offset, left, right, dropout_threshold, dropout_scale,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
-    DROPOUT: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    DROPOUT: tl.constexpr, ACTIVATION: tl.constexpr, CENTERED: tl.constexpr, CAUSAL: tl.constexpr,
+    GAUSSIAN: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of queries of one head: output `(B, H, Lq, Ev)` and lse `(B, H, Lq)`."""
     tiles = tl.cdiv(len_q, BLOCK_M)
@@ -48,6 +57,7 @@ def softmax_forward(
     key += batch * stride_kb + head // group * stride_kh
     value += batch * stride_vb + head // group * stride_vh
     mask += batch * stride_mask_b + head * stride_mask_h
+    head_rows = batch_head.to(tl.int64) * len_q
     position = query_offset
     if OFFSETS:
         position = tl.load(offsets + batch).to(tl.int32)
@@ -55,17 +65,29 @@ def softmax_forward(
     if DROPOUT:
         seed_value = tl.load(seed)
 
-    q = load_rows(query, begin_m, stride_qm, 0, len_q, HEAD_DIM, BLOCK_M, BLOCK_E)
+    if CENTERED:
+        order += head_rows
+    rows = tile_rows(order, begin_m, len_q, CENTERED, BLOCK_M)
+    i = rows[:, None]
+    q = load_query_rows(query, rows, begin_m, stride_qm, 0, len_q, HEAD_DIM, BLOCK_M, BLOCK_E, CENTERED)
     top = tl.full((BLOCK_M,), -LARGEST, tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     sums = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
 
-    i = (begin_m + tl.arange(0, BLOCK_M))[:, None]
-    first = begin_m + position
-    last = tl.minimum(begin_m + BLOCK_M, len_q) - 1 + position
-    begin, end = key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
-    inner_begin, inner_end = inner_key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
-    for PART in tl.static_range(0 if LEFT else 1, 3):
+    if CENTERED:
+        anchor = tile_anchors(anchors + head_rows, begin_m, len_q, BLOCK_M)[:, None]
+        lowest, highest = centered_windows(i, anchor, position, left, right, RIGHT, CAUSAL)
+        begin, end = key_bounds(tl.min(lowest), tl.max(highest), len_k, 0, 0, LEFT, RIGHT or CAUSAL)
+        inner_begin, inner_end = 0, 0  # all tiles are edges
+    else:
+        lowest, highest = i + position - left, i + position + right
+        first = begin_m + position
+        last = tl.minimum(begin_m + BLOCK_M, len_q) - 1 + position
+        begin, end = key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
+        inner_begin, inner_end = inner_key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
+    if GAUSSIAN != "none":
+        middle, width = load_gaussians(i, center + head_rows, sigma + head_rows, len_q)
+    for PART in tl.static_range(2 if CENTERED else 0 if LEFT else 1, 3):
         part_begin, part_end = loop_part(PART, begin, end, inner_begin, inner_end, BLOCK_N)
         for begin_n in tl.range(part_begin, part_end, BLOCK_N):
             k = load_rows(key, begin_n, stride_kn, begin, end, HEAD_DIM, BLOCK_N, BLOCK_E, PART != 1)
@@ -73,9 +95,13 @@ def softmax_forward(
             j = (begin_n + tl.arange(0, BLOCK_N))[None, :]
             capped = capped_scores(product, scale, softcap, SOFTCAP, UNIT)
             score = masked_scores(
-                capped, i, j, position, mask, stride_mask_i, stride_mask_j, len_q, len_k,
-                left, right, MASK, LEFT, RIGHT, PART != 1, UNIT,
+                capped, i, j, lowest, highest, mask, stride_mask_i, stride_mask_j, len_q, len_k,
+                MASK, LEFT, RIGHT or CAUSAL, PART != 1, UNIT,
             )  # fmt: skip
+            if GAUSSIAN != "none":
+                gaussian = log_gaussian(distance_in_sigmas(j, middle, width), UNIT)
+            if GAUSSIAN == "inside":
+                score += gaussian
             if ACTIVATION == "softmax":
                 new_top = tl.minimum(tl.maximum(top, tl.max(score, 1)), LARGEST)
                 # no weight exceeds 1, however large the scores
@@ -85,13 +111,13 @@ def softmax_forward(
                 top = new_top
             else:
                 weight = activated(score, ACTIVATION, UNIT)
+            if GAUSSIAN == "after":
+                weight *= exponential(gaussian, UNIT)
             if DROPOUT:
-                keep = dropout_keep(
-                    seed_value, batch_head, begin_m, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False
-                )
+                keep = dropout_keep(seed_value, batch_head, i, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False)
                 weight = tl.where(keep, weight * dropout_scale, 0.0)
             v = load_rows(value, begin_n, stride_vn, begin, end, VALUE_DIM, BLOCK_N, BLOCK_V, PART != 1)
-            v = where_seen(score, v, MASK)
+            v = where_seen(score, v, MASK != "none" or CENTERED)
             if ACTIVATION == "softmax":
                 sums *= decay[:, None]
             sums = tl.dot(weight.to(v.dtype), v, sums, input_precision=PRECISION)
@@ -100,7 +126,6 @@ def softmax_forward(
         row_lse = log_sum_exp(top, total, UNIT)
         sums /= tl.where(total > 0, total, 1.0)[:, None]
     output += batch * stride_ob + head * stride_oh
-    store_rows(output, begin_m, stride_om, len_q, sums, VALUE_DIM, BLOCK_M, BLOCK_V)
+    store_query_rows(output, rows, begin_m, stride_om, len_q, sums, VALUE_DIM, BLOCK_M, BLOCK_V, CENTERED)
     if ACTIVATION == "softmax":
-        rows = begin_m + tl.arange(0, BLOCK_M)
-        tl.store(lse + batch_head.to(tl.int64) * len_q + rows, row_lse, mask=rows < len_q)
+        tl.store(lse + head_rows + rows, row_lse, mask=rows < len_q)

@@ -46,16 +46,14 @@ def attention_weights(
             k = load_rows(head_key, begin_n, stride_kn, begin, end, HEAD_DIM, BLOCK_N, BLOCK_E)
             product = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             score = masked_scores(
-                capped_scores(product, scale, softcap, SOFTCAP, UNIT), i, j, position,
+                capped_scores(product, scale, softcap, SOFTCAP, UNIT), i, j, i + position - left, i + position + right,
                 mask + batch * stride_mask_b + head * stride_mask_h, stride_mask_i, stride_mask_j,
-                len_q, len_k, left, right, MASK, LEFT, RIGHT, True, UNIT,
+                len_q, len_k, MASK, LEFT, RIGHT, True, UNIT,
             )  # fmt: skip
             weight = tl.minimum(exponential(score - load_lse(lse + batch_head * len_q, i, len_q, UNIT), UNIT), 1.0)
             if DROPOUT:
                 seed_value = tl.load(seed)
-                keep = dropout_keep(
-                    seed_value, batch_head, begin_m, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False
-                )
+                keep = dropout_keep(seed_value, batch_head, i, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False)
                 weight = tl.where(keep, weight * dropout_scale, 0.0)
             sums += weight
     entries = weights + (place.to(tl.int64) * len_q + i) * len_k + j

@@ -35,8 +35,8 @@ MASK_PROGRAMS = 256  # of backward_mask: enough to fill a GPU
 
 def refuses(problem: Problem) -> str | None:
     """Why this backend cannot run the problem; None if it can."""
-    if problem.center or problem.sigma:
-        return "it has no learned centres and no Gaussians"
+    if problem.center and problem.weights:
+        return "it has no attention weights around learned centres"
     if problem.dtype not in DTYPES:
         return f"dtype {problem.dtype} is not float16, bfloat16 or float32"
     if problem.kind != "aoa" and max(problem.head_dim, problem.value_dim) > LARGEST_HEAD:
@@ -112,10 +112,11 @@ def backward(
     grad_query = torch.empty_like(inputs.query)
     grad_key = torch.empty_like(inputs.key)
     grad_value = torch.empty_like(inputs.value) if grad_output is not None else None
+    grad_center, grad_sigma = (torch.zeros_like(lse) if problem.sigma else None for _ in range(2))
     if _is_empty(problem):
         grad_mask = torch.zeros_like(inputs.attn_mask) if needs_mask else None
         value = None if grad_value is None else grad_value.zero_()
-        return Gradients(grad_query.zero_(), grad_key.zero_(), value, grad_mask)
+        return Gradients(grad_query.zero_(), grad_key.zero_(), value, grad_mask, grad_center, grad_sigma)
 
     absent = inputs.query  # stands for any tensor that the compiled kernel never reads
     lse = inputs.query.new_empty(inputs.query.shape[:3], dtype=torch.float32) if lse is None else lse
@@ -132,6 +133,7 @@ def backward(
         "HAS_ENTROPY": entropy is not None,
     }
     arguments |= _strides(grad_query, "dqb", "dqh", "dqm") | {"grad_query": grad_query}
+    arguments |= {"grad_center": grad_center, "grad_sigma": grad_sigma}
     arguments["row"] = lse if problem.kind == "mac" else _row_terms(problem, arguments, output, row)
     _launch_query(problem, arguments, mean=False)
     dv = grad_value if grad_value is not None else absent
@@ -144,8 +146,8 @@ def backward(
         | _strides(dv, "dvb", "dvh", "dvn")
         | {"grad_key": grad_key, "grad_value": dv},
     )
-    grad_mask = _mask_gradient(problem, inputs.attn_mask, arguments) if needs_mask else None
-    return Gradients(grad_query, grad_key, grad_value, grad_mask)
+    grad_mask = _mask_gradient(problem, inputs, arguments) if needs_mask else None
+    return Gradients(grad_query, grad_key, grad_value, grad_mask, grad_center, grad_sigma)
 
 
 def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -207,8 +209,9 @@ def _row_dot(left: Tensor, right: Tensor) -> Tensor:
     return result
 
 
-def _mask_gradient(problem: Problem, mask: Tensor, arguments: dict) -> Tensor:
+def _mask_gradient(problem: Problem, inputs: Inputs, arguments: dict) -> Tensor:
     """dS summed over the mask's broadcast dimensions, in a fixed order."""
+    mask = inputs.attn_mask
     mask_batches, mask_heads, mask_rows, mask_keys = mask.shape
     sum_rows, sum_keys = mask_rows == 1 != problem.len_q, mask_keys == 1 != problem.len_k
     kernel = mask_kernels.backward_mask
@@ -223,6 +226,10 @@ def _mask_gradient(problem: Problem, mask: Tensor, arguments: dict) -> Tensor:
         "grad_mask": partial, "batches": problem.batch, "splits": splits, "SUM_ROWS": sum_rows, "SUM_KEYS": sum_keys,
         "mask_batches": mask_batches, "mask_heads": mask_heads, "mask_rows": mask_rows, "mask_keys": mask_keys,
     }  # fmt: skip
+    if problem.center and not sum_rows:  # rows stay where the mask has them
+        anchors = _anchors(problem, inputs.center)
+        rows = torch.arange(problem.len_q, dtype=torch.int32, device=mask.device)
+        arguments |= {"anchors": anchors, "order": rows.expand_as(anchors).contiguous()}
     _launch(kernel, lambda _: own * splits, problem, arguments)
     return partial.sum(0)
 
@@ -255,7 +262,7 @@ def _config(kernel, problem: Problem, run=None) -> tuning.Config:
 
 def _arguments(problem: Problem, inputs: Inputs) -> dict:
     """What every kernel may ask for: tensors, strides, sizes and compile-time choices."""
-    query, key, value, mask, offsets, seed, *_ = inputs
+    query, key, value, mask, offsets, seed, center, sigma = inputs
     left, right = problem.band
     stand_in = query  # for tensors that the compiled kernel never reads
     block_e, block_v = padded_widths(problem)
@@ -263,11 +270,17 @@ def _arguments(problem: Problem, inputs: Inputs) -> dict:
     if mask is not None:
         mask = broadcastable(mask.view(torch.uint8) if mask.dtype == torch.bool else mask)
         mask_strides = dict(zip(mask_strides, mask.stride()))
+    order = anchors = None
+    if problem.center:
+        anchors, order = _anchors(problem, center).sort(dim=-1, stable=True)
+        order = order.int()
     return {
         "query": query, "key": key, "value": value, "mask": stand_in if mask is None else mask,
         "offsets": stand_in if offsets is None else offsets, "seed": stand_in if seed is None else seed,
         **_strides(query, "qb", "qh", "qm"), **_strides(key, "kb", "kh", "kn"), **_strides(value, "vb", "vh", "vn"),
         **mask_strides,
+        "order": order, "anchors": anchors, "center": center.contiguous() if problem.sigma else None,
+        "sigma": sigma.contiguous() if problem.sigma else None,
         "heads": problem.heads, "group": problem.group, "len_q": problem.len_q, "len_k": problem.len_k,
         "scale": problem.scale, "softcap": problem.softcap,
         "query_offset": problem.query_offset or 0, "left": left, "right": right,
@@ -278,8 +291,23 @@ def _arguments(problem: Problem, inputs: Inputs) -> dict:
         "MASK": problem.mask or "none", "OFFSETS": offsets is not None, "SOFTCAP": problem.softcap > 0,
         "LEFT": left != UNLIMITED, "RIGHT": right != UNLIMITED, "DROPOUT": problem.dropout_p > 0,
         "ACTIVATION": problem.selector if problem.kind == "mac" else "softmax",
+        "CENTERED": problem.center, "CAUSAL": problem.center and problem.causal, "GAUSSIAN": _gaussian(problem),
         "PRECISION": precision(problem.dtype), "UNIT": _unit(problem),
     }  # fmt: skip
+
+
+def _anchors(problem: Problem, center: Tensor) -> Tensor:
+    """The keys that the windows lie around, int32 `(B, H, Lq)`; of windows that see no key, the nearest such one."""
+    left, right = problem.window
+    lowest, highest = -1 - max(right, 0), problem.len_k + max(left, 0)
+    nowhere = highest if right == UNLIMITED else lowest
+    return center.double().floor().nan_to_num(nowhere).clamp(lowest, highest).int()
+
+
+def _gaussian(problem: Problem) -> str:
+    if not problem.sigma:
+        return "none"
+    return "inside" if problem.renormalize else "after"
 
 
 def _unit(problem: Problem) -> float:

@@ -11,7 +11,14 @@ from attnkern.backends import triton as backend
 from attnkern.backends.tuning import Config, candidates
 from attnkern.problem import Inputs, Problem
 
-TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64", torch.uint8: "u8"}
+TYPES = {
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.int32: "i32",
+    torch.int64: "i64",
+    torch.uint8: "u8",
+}
 
 
 class Launch(NamedTuple):
@@ -26,7 +33,7 @@ class Launch(NamedTuple):
         signature, constants, attributes = {}, {}, {}
         for place, parameter in enumerate(self.kernel.params):
             value = self.arguments[parameter.name]
-            if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+            if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
                 signature[parameter.name] = "constexpr"
                 constants[parameter.name] = value
             elif isinstance(value, torch.Tensor):
@@ -65,7 +72,7 @@ def launches(problem: Problem, inputs: Inputs, capability: int, **gradients) -> 
     try:
         output, lse = backend.softmax(problem, inputs)
         backend.backward(problem, inputs, lse, grad_output=output, **gradients)
-        if problem.kind != "mac":
+        if problem.kind != "mac" and not problem.center:
             backend.weights(problem, inputs, lse)
             backend.sample(problem, inputs)
     finally:

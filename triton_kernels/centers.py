@@ -1,0 +1,112 @@
+"""Windows around learned centres, and the Gaussians around those (local-p, Luong et al. 2015).
+
+With CENTERED, the queries of each head are visited in the order of their anchors, the whole parts of their
+centres: `order` holds their numbers and `anchors`, ascending, the keys that their windows lie around. So the windows
+of a tile of queries lie close together, and those that see a tile of keys are neighbours, however the centres scatter.
+
+GAUSSIAN: "after" the softmax it multiplies the weights, "inside" it is a bias; "none" for neither.
+"""
+
+import triton
+import triton.language as tl
+
+from attnkern.triton_kernels.scores import load_rows, store_rows
+
+FARTHEST_SIGMAS = tl.constexpr(1.0e15)  # its square is finite
+
+
+@triton.jit
+def tile_rows(order, begin, len_q, CENTERED: tl.constexpr, ROWS: tl.constexpr):
+    """Numbers of the rows `begin + (0 ... ROWS)` in visiting order, `len_q` past the end."""
+    places = begin + tl.arange(0, ROWS)
+    if CENTERED:
+        return tl.load(order + places, mask=places < len_q, other=len_q)
+    else:
+        return places
+
+
+@triton.jit
+def tile_anchors(anchors, begin, len_q, ROWS: tl.constexpr):
+    """Anchors of the same rows; past the end stands the last one, which widens no tile."""
+    return tl.load(anchors + tl.minimum(begin + tl.arange(0, ROWS), len_q - 1))
+
+
+@triton.jit
+def centered_windows(i, anchor, position, left, right, RIGHT: tl.constexpr, CAUSAL: tl.constexpr):
+    """First and last key that each row may look at."""
+    highest = anchor + right
+    if CAUSAL:
+        furthest = i + position
+        highest = tl.minimum(highest, furthest) if RIGHT else furthest
+    return anchor - left, highest
+
+
+@triton.jit
+def count_below(ascending, count, limit):
+    """How many of `count` ascending numbers are below `limit`."""
+    low = tl.full((), 0, tl.int32)
+    high = low + count
+    while low < high:
+        middle = (low + high) // 2
+        below = tl.load(ascending + middle) < limit
+        low = tl.where(below, middle + 1, low)
+        high = tl.where(below, high, middle)
+    return low
+
+
+@triton.jit
+def centered_row_bounds(first, last, anchors, len_q, left, right, LEFT: tl.constexpr, RIGHT: tl.constexpr):
+    """Rows `[begin, end)`, in visiting order, whose windows hold any of the keys `first ... last`."""
+    begin = 0
+    end = len_q
+    if RIGHT:
+        begin = count_below(anchors, len_q, first - right)
+    if LEFT:
+        end = count_below(anchors, len_q, last + left + 1)
+    return begin, end
+
+
+@triton.jit
+def load_gaussians(i, center, sigma, len_q):
+    """Centres and sigmas of rows, in the shape of `i`."""
+    inside = i < len_q
+    return tl.load(center + i, mask=inside, other=0.0), tl.load(sigma + i, mask=inside, other=1.0)
+
+
+@triton.jit
+def distance_in_sigmas(j, center, sigma):
+    return tl.minimum(tl.maximum((j - center) / sigma, -FARTHEST_SIGMAS), FARTHEST_SIGMAS)
+
+
+@triton.jit
+def log_gaussian(distance, UNIT: tl.constexpr):
+    return distance * distance * (-0.5 * UNIT)
+
+
+@triton.jit
+def load_query_rows(
+    base, rows, begin, stride, low, high, FEATURES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    CENTERED: tl.constexpr, EDGE: tl.constexpr = True,
+):  # fmt: skip
+    """What `load_rows` does, of the rows that `tile_rows` names."""
+    if CENTERED:
+        columns = tl.arange(0, BLOCK)
+        inside = (rows < high)[:, None] & (columns < FEATURES)[None, :]
+        return tl.load(base + rows.to(tl.int64)[:, None] * stride + columns[None, :], mask=inside, other=0.0)
+    else:
+        return load_rows(base, begin, stride, low, high, FEATURES, ROWS, BLOCK, EDGE)
+
+
+@triton.jit
+def store_query_rows(
+    base, rows, begin, stride, high, values, FEATURES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    CENTERED: tl.constexpr,
+):  # fmt: skip
+    """What `store_rows` does, at the rows that `tile_rows` names."""
+    if CENTERED:
+        columns = tl.arange(0, BLOCK)
+        inside = (rows < high)[:, None] & (columns < FEATURES)[None, :]
+        pointers = base + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+        tl.store(pointers, values.to(base.dtype.element_ty), mask=inside)
+    else:
+        store_rows(base, begin, stride, high, values, FEATURES, ROWS, BLOCK)
