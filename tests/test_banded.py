@@ -34,20 +34,25 @@ def watched():
 @pytest.mark.parametrize("case", CASES)
 def test_as_defined(case):
     options = dict(CASES[case])
-    inputs = tensors(len_k=options.pop("len_k", 400))
-    with watched() as flash:
+    inputs = [tensor.requires_grad_() for tensor in tensors(len_k=options.pop("len_k", 400))]
+    start = tensors()[0]
+    with watched() as flash, mock.patch.object(banded, "PART", 1 << 18):  # a few parts
         output, aux = attnkern.local_attention(*inputs, **options, return_aux=LSE)
+        gradients = torch.autograd.grad(output, inputs, start)
     assert any(call.args[0].shape[-2] == banded.ROWS for call in flash.call_args_list)
     expected, exact = attnkern.local_attention(*inputs, **options, return_aux=LSE, backend="reference")
     torch.testing.assert_close(output, expected)
     torch.testing.assert_close(aux.lse, exact.lse)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, inputs, start))
 
 
 def test_keys_that_nobody_sees_are_not_read():
     query, key, value = tensors(len_k=600)
     key[:, :, 430:], value[:, :, 430:] = float("nan"), float("nan")
-    output = attnkern.local_attention(query, key, value, window=(20, 10))
+    inputs = [tensor.requires_grad_() for tensor in (query, key, value)]
+    output = attnkern.local_attention(*inputs, window=(20, 10))
     assert output.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(output.sum(), inputs))
 
 
 def test_an_overflow_goes_to_the_tiles():

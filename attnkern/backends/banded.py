@@ -4,6 +4,7 @@ All blocks whose windows lie within the keys have the same shape and the same ma
 overlap: one call computes them all. The few queries before and after them are a problem each, for the tile walk.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 from attnkern.backends import sdpa
-from attnkern.problem import Inputs, Problem, new_output
+from attnkern.problem import Gradients, Inputs, Problem, new_output
 
 ROWS = 64  # queries of a block
 LEAST = 4  # blocks that are worth it
+PART = 4 << 20  # bytes of the keys' gradients that are kept for each block, before they are added up
 Softmax = Callable[[Problem, Inputs], tuple[Tensor, Tensor]]
 
 
@@ -73,6 +75,52 @@ def forward(problem: Problem, inputs: Inputs, softmax: Softmax) -> tuple[Tensor,
         found, found_lse = softmax(smaller, Inputs(query[:, :, first:last], key[:, :, keys], value[:, :, keys]))
         output[:, :, first:last], lse[:, :, first:last] = found, found_lse
     return output, lse
+
+
+def backward(
+    problem: Problem, inputs: Inputs, output: Tensor, lse: Tensor, grad_output: Tensor, walk: Callable[..., Gradients]
+) -> Gradients:
+    """Of query, key and value. `walk` is the backward of the outer queries."""
+    query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in inputs[:3])
+    grad_query = torch.zeros_like(query)
+    grad_key, grad_value = (torch.zeros(t.shape, dtype=problem.compute_dtype) for t in (key, value))
+    mask, (left, right), stop = _mask(problem, query), problem.band, inner(problem)[1]
+    together = ROWS * max(1, PART // (problem.heads * (left + ROWS + right) * problem.head_dim * query.itemsize))
+    starts = range(inner(problem)[0], stop, together)
+    for one, begin in itertools.product(range(problem.batch), starts):
+        end = min(begin + together, stop)
+        rows = [t[one, :, begin:end].unflatten(1, (-1, ROWS)) for t in (grad_output, query, output, lse)]
+        keys, values = (_windows(problem, tensor[one], begin, end) for tensor in (key, value))
+        of_query, *others = sdpa.flash_backward(
+            rows[0], rows[1], keys, values, rows[2], rows[3], 0.0, False, attn_mask=mask, scale=problem.scale
+        )
+        grad_query[one, :, begin:end] = of_query.flatten(1, 2)
+        first = begin + problem.query_offset - left
+        for total, found in zip((grad_key, grad_value), others):
+            _add_windows(total[one, :, first:], found)
+    for first, last in outer(problem):
+        smaller, keys = part(problem, first, last)
+        if smaller.len_k == 0:
+            continue
+        rows = slice(first, last)
+        edge = Inputs(query[:, :, rows], key[:, :, keys], value[:, :, keys])
+        found = walk(
+            smaller, edge, lse[:, :, rows], grad_output=grad_output[:, :, rows], output=output[:, :, rows]
+        )  # fmt: skip
+        grad_query[:, :, rows] = found.query
+        grad_key[:, :, keys] += found.key
+        grad_value[:, :, keys] += found.value
+    return Gradients(grad_query, grad_key, grad_value)
+
+
+def _add_windows(total: Tensor, found: Tensor) -> None:
+    """Adds each block's gradients `(H, blocks, keys of a block, E)` to those of the keys `(H, Lk, E)` that it saw."""
+    blocks, span = found.shape[1:3]
+    for shift in range(0, span, ROWS):  # between neighbours, so that no key is met twice at a time
+        width = min(ROWS, span - shift)
+        heads, row, one = total.stride()
+        shape, strides = (len(total), blocks, width, total.shape[-1]), (heads, ROWS * row, row, one)
+        total[:, shift:].as_strided(shape, strides).add_(found[:, :, shift : shift + width])
 
 
 def _windows(problem: Problem, tensor: Tensor, begin: int, end: int) -> Tensor:

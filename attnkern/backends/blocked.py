@@ -1,7 +1,7 @@
 """Every operation in O(L) memory with torch alone, on any device; the default on a CPU.
 
 The same tile walk serves the forward passes, the weights, the backward and the sampler. Global
-attention, and a window's forward, go to torch's own fused kernel where that computes the same thing.
+attention, and windows, go to torch's own fused kernel where that computes the same thing.
 """
 
 from collections.abc import Iterator
@@ -92,6 +92,8 @@ def backward(
     only_output = row is None and not needs_mask and output is not None and grad_output is not None
     if only_output and sdpa.can_run(problem, inputs) and sdpa.is_sound(lse):
         return sdpa.backward(problem, inputs, output, lse, grad_output)
+    if only_output and banded.can_run(problem) and sdpa.is_sound(lse):
+        return banded.backward(problem, inputs, output, lse, grad_output, backward)
 
     dtype, device = problem.compute_dtype, inputs.key.device
     grad_query = torch.zeros_like(inputs.query)

@@ -9,7 +9,7 @@ from attnkern.problem import UNLIMITED, Gradients, Inputs, Problem, new_output
 
 NEG_INF = float("-inf")
 flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 MASK_SIZE = 1 << 22  # entries of the largest mask made to hold a window
@@ -76,7 +76,7 @@ def backward(problem: Problem, inputs: Inputs, output: Tensor, lse: Tensor, grad
     query, key, value, bias, empty = _prepared(problem, inputs)
     lse = lse if empty is None else lse.masked_fill(empty, 0.0)
     return Gradients(
-        *_backward(
+        *flash_backward(
             grad_output,
             query,
             key,
