@@ -33,7 +33,8 @@ def alibi(
     """Attention with linear biases, `-slope |i - j|` (Press et al. 2022), in float32.
 
     With `is_causal`, which the operation must be given too, it is `(1, H, 1, Lk)`: `slope (j - i)` without the part
-    that all keys of a query share. The softmax does not see it; the lse does.
+    that all keys of a query share. The softmax does not see it; the lse does, and so does rounding: in float32, amid
+    16384 keys, outputs err by 2e-4, where the matrix errs by 6e-7.
     Otherwise `(1, H, Lq, Lk)`.
     """
     ahead = torch.arange(1 - len_k, 1, device=device)

@@ -291,10 +291,13 @@ def test_a_window_of_the_user_returns():
     assert model.config.attnkern_window == 7
 
 
-def test_hard_is_refused():
+@pytest.mark.parametrize(
+    ("kind", "reason"), [(Hard(), "draws of Hard"), (Local(2, "predicted"), "centre"), (Local(2, sigma=1.0), "sigma")]
+)
+def test_kinds_without_a_place_are_refused(kind, reason):
     model = bert()
-    report = swap_attention(model, Hard())
-    assert not report.swapped and "Hard" in report.skipped[0][1] and model.config._attn_implementation == "sdpa"
+    report = swap_attention(model, kind)
+    assert not report.swapped and reason in report.skipped[0][1] and model.config._attn_implementation == "sdpa"
 
 
 def test_models_with_attention_of_their_own_are_refused():
