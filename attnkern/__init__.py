@@ -7,9 +7,16 @@ hard = attnkern.hard_attention(query, key, value, num_samples=4)
 attnkern.swap_attention(model)
 """
 
-from attnkern import huggingface, mac, nn
-from attnkern.api import attention_over_attention, global_attention, hard_attention, local_attention
+from attnkern import estimators, huggingface, layers, mac, nn
+from attnkern.api import (
+    attention_over_attention,
+    global_attention,
+    hard_attention,
+    local_attention,
+    mac_attention,
+)
 from attnkern.backends.choose import explain
+from attnkern.layers import as_attention
 from attnkern.problem import Problem, UnsupportedProblem
 from attnkern.results import Aux, AuxRequest, HardAttention
 from attnkern.swap import SwapReport, restore_attention, swap_attention
@@ -23,13 +30,17 @@ __all__ = [
     "Problem",
     "SwapReport",
     "UnsupportedProblem",
+    "as_attention",
     "attention_over_attention",
+    "estimators",
     "explain",
     "global_attention",
     "hard_attention",
     "huggingface",
+    "layers",
     "local_attention",
     "mac",
+    "mac_attention",
     "nn",
     "restore_attention",
     "swap_attention",

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from attnkern import checks, philox, reference
 from attnkern.backends.choose import choose
-from attnkern.ops.aoa import attention_over_attention as aoa
+from attnkern.ops import aoa, mac
+from attnkern.ops.centered import centered_attention
 from attnkern.ops.library import describe
 from attnkern.ops.sample import sample_attention
 from attnkern.ops.softmax import softmax_attention
@@ -210,15 +211,75 @@ def attention_over_attention(
     checks.check_pair(document, question)
     checks.check_words("document_mask", document_mask, document)
     checks.check_words("question_mask", question_mask, question)
-    leading = document.shape[:-2]
+    shape = document.shape[:-1]
     document, question = (words.reshape(-1, *words.shape[-2:]) for words in (document, question))
     masks = (None if mask is None else mask.reshape(-1, mask.shape[-1]) for mask in (document_mask, question_mask))
     if backend == "reference":
         dtype = torch.promote_types(document.dtype, torch.float32)
         result = reference.attention_over_attention(document.to(dtype), question.to(dtype), *masks).to(document.dtype)
     else:
-        result = aoa(document, question, *masks, backend)[0]
-    return result.reshape(*leading, -1)
+        result = aoa.attention_over_attention(document, question, *masks, backend)[0]
+    return result.reshape(shape)
+
+
+def mac_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *,
+    activation: Literal["softmax", "linear", "relu", "exp"] = "softmax",
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    window: tuple[int, int] | None = None,
+    query_offset: Offset = 0,
+    softcap: float = 0.0,
+    backend: str | None = None,
+) -> Tensor:
+    """The bare multiply-accumulate: `output_i = sum_j activation(score_ij) * value_j`.
+
+    The scores are `scale * query . key`, soft-capped, plus the mask, as in `global_attention`. "linear", "relu" and
+    "exp" weights are not normalised; a key that a query may not look at has weight 0 under each. "softmax" is
+    `global_attention`, or `local_attention` where there is a window.
+
+    Layers are special cases (`attnkern.as_attention`): with `key` the hidden units, "relu" is a feed-forward network
+    whose hidden layer is never stored; "linear" with feature maps is Katharopoulos et al. 2020; "exp" with a
+    decaying bias is a linear recurrence. A bias `a_i - b_j` needs no mask: it is the product of two more features,
+    `(a_i, 1)` of the query and `(1, -b_j)` of the key (and then goes through `scale` and `softcap`).
+
+    Args:
+        activation: what makes weights of scores. "exp" does not subtract the row's largest score: scores of keys in
+            sight must stay below 88 (11 in float16, whose largest number is 65504), or the weight is infinite.
+        window: `(left, right)` as in `local_attention`; None for everywhere.
+
+    All other arguments and errors are `global_attention`'s.
+
+    Returns:
+        Output `(B, H, Lq, Ev)`, 0 for a query with nothing to look at.
+    """
+    checks.check_activation(activation)
+    if activation == "softmax":
+        return _softmax_attention(
+            query, key, value, attn_mask, 0.0, is_causal, scale, enable_gqa, query_offset=query_offset,
+            softcap=softcap, seed=None, return_aux=None, backend=backend, window=window,
+        )  # fmt: skip
+    query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
+    checks.check_tensors(query, key, value, enable_gqa)
+    attn_mask = checks.check_mask(attn_mask, query, key)
+    query_offset, offsets = checks.check_offset(query_offset, query, key)
+    scale = checks.check_scalars(scale, softcap, 0.0, query)
+    left, right = checks.check_window(window)
+
+    if backend == "reference":
+        return reference.widened(
+            reference.mac_attention, query, key, value, attn_mask, is_causal=is_causal, scale=scale, softcap=softcap,
+            window=(left, right), query_offset=query_offset if offsets is None else offsets, activation=activation,
+        )  # fmt: skip
+    return mac.mac_attention(
+        query, key, value, attn_mask, offsets, None, scale, softcap, is_causal, left, right, query_offset,
+        activation, backend,
+    )  # fmt: skip
 
 
 def _softmax_attention(
@@ -236,11 +297,10 @@ def _softmax_attention(
     aux = checks.check_aux(return_aux)
     seed = _seed_tensor(seed, query.device) if dropout_p else None
 
-    if backend == "reference" or center is not None or sigma is not None:
-        if backend not in (None, "reference"):
-            inputs = Inputs(query, key, value, attn_mask, offsets)
-            options = (scale, softcap, is_causal, left, right, query_offset)
-            choose(describe(inputs, *options, center=center is not None, sigma=sigma is not None), backend)
+    centered = center is not None or sigma is not None
+    if backend is None and centered and aux.weights is not None:
+        backend = "reference"  # the only one that writes weights around learned centres
+    if backend == "reference":
         output, lse, weights = reference.widened(
             reference.softmax_attention, query, key, value, attn_mask, is_causal=is_causal, scale=scale,
             softcap=softcap, window=(left, right), query_offset=query_offset if offsets is None else offsets,
@@ -248,6 +308,16 @@ def _softmax_attention(
         )  # fmt: skip
         if aux.weights == "mean":
             weights = weights.mean(1)
+    elif centered:
+        if aux.weights is not None:
+            inputs = Inputs(query, key, value, attn_mask, offsets)
+            options = (scale, softcap, is_causal, left, right, query_offset)
+            choose(describe(inputs, *options, center=True, sigma=sigma is not None, weights=aux.weights), backend)
+        center, sigma = _gaussian(query, center, sigma, query_offset if offsets is None else offsets)
+        output, lse = centered_attention(
+            query, key, value, attn_mask, offsets, seed, center, sigma, scale, softcap, is_causal, left, right,
+            query_offset, renormalize, dropout_p, backend,
+        )  # fmt: skip
     else:
         options = (scale, softcap, is_causal, left, right, query_offset, dropout_p)
         output, lse = softmax_attention(query, key, value, attn_mask, offsets, seed, *options, backend)
@@ -258,6 +328,18 @@ def _softmax_attention(
     if return_aux is None:
         return output
     return output, Aux(lse if aux.lse else None, weights if aux.weights is not None else None)
+
+
+def _gaussian(
+    query: Tensor, center: Tensor | None, sigma: float | Tensor | None, query_offset: int | Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """A centre and a sigma for every query `(B, H, Lq)`, in the dtype of the sums."""
+    dtype, rows = torch.promote_types(query.dtype, torch.float32), query.shape[:3]
+    if center is None:
+        center = reference.positions(query.shape[2], query_offset, query.device)
+    if sigma is not None and not isinstance(sigma, Tensor):
+        sigma = torch.full((), sigma, dtype=dtype, device=query.device)
+    return center.to(dtype).expand(rows), None if sigma is None else sigma.to(dtype).expand(rows)
 
 
 def _autocast(*tensors):

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from attnkern.problem import UNLIMITED
+from attnkern.problem import UNLIMITED, UNNORMALISED
 from attnkern.results import AuxRequest
 
 FARTHEST = 1 << 28  # positions and windows beyond it see as much as those at it: no sequence is as long
@@ -149,6 +149,11 @@ def check_gaussian(center: Tensor | None, sigma: float | Tensor | None, renormal
         raise ValueError(f"sigma must be positive and finite, got {sigma}")
     if renormalize and sigma is None:
         raise ValueError("renormalize=True needs sigma, got None")
+
+
+def check_activation(activation: str) -> None:
+    if activation not in ("softmax", *UNNORMALISED):
+        raise ValueError(f"activation must be 'softmax', 'linear', 'relu' or 'exp', got {activation!r}")
 
 
 def check_samples(num_samples: int | None) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 UNLIMITED = -1
+UNNORMALISED = ("linear", "relu", "exp")  # selectors whose weights depend on their own scores alone
 
 
 class UnsupportedProblem(RuntimeError):
@@ -57,7 +58,7 @@ class Problem:
     sigma: bool = False
     renormalize: bool = False
 
-    selector: Literal["softmax", "sample", "argmax", "aoa"] = "softmax"
+    selector: Literal["softmax", "sample", "argmax", "linear", "relu", "exp", "aoa"] = "softmax"
     dropout_p: float = 0.0
     num_samples: int = 1
     straight_through: bool = False
@@ -82,12 +83,15 @@ class Problem:
             raise ValueError(f"Problem.heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}")
 
     @property
-    def kind(self) -> Literal["global", "local", "hard", "aoa"]:
-        """Which of the three kinds of attention this is, or Attention-over-Attention."""
+    def kind(self) -> Literal["global", "local", "hard", "mac", "aoa"]:
+        """Which of the three kinds of attention this is.
+
+        Or "mac", a sum of values with weights of no distribution, or "aoa", Attention-over-Attention.
+        """
         if self.selector == "aoa":
             return "aoa"
         if self.selector != "softmax":
-            return "hard"
+            return "mac" if self.selector in UNNORMALISED else "hard"
         return "global" if self.window == (UNLIMITED, UNLIMITED) and not (self.center or self.sigma) else "local"
 
     @property
@@ -97,9 +101,12 @@ class Problem:
 
     @property
     def band(self) -> tuple[int, int]:
-        """Window with causality folded in: a causal query looks no further right than itself."""
+        """Window with causality folded in: a causal query looks no further right than itself.
+
+        A window around learned centres stays as it is: causality is a bound of its own there.
+        """
         left, right = self.window
-        return (left, 0) if self.causal else (left, right)
+        return (left, 0) if self.causal and not self.center else (left, right)
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -148,6 +155,7 @@ class Problem:
             f"softcap={self.softcap}": self.softcap,
             f"dropout={self.dropout_p}": self.dropout_p,
             f"{self.selector} x{self.num_samples}": self.kind == "hard",
+            self.selector: self.kind == "mac",
             "center": self.center,
             "sigma": self.sigma,
         }
@@ -158,7 +166,8 @@ class Inputs(NamedTuple):
     """The tensors of one call, beside its `Problem`.
 
     query `(B, H, Lq, E)`, key `(B, Hkv, Lk, E)`, value `(B, Hkv, Lk, Ev)`; attn_mask 4-d, each
-    dimension full or 1; offsets `(B,)` where `Problem.query_offset` is None; seed 0-d int64.
+    dimension full or 1; offsets `(B,)` where `Problem.query_offset` is None; seed 0-d int64; center and
+    sigma `(B, H, Lq)` in the compute dtype where the Problem has them.
     """
 
     query: Tensor
@@ -167,6 +176,8 @@ class Inputs(NamedTuple):
     attn_mask: Tensor | None = None
     offsets: Tensor | None = None
     seed: Tensor | None = None
+    center: Tensor | None = None
+    sigma: Tensor | None = None
 
 
 class Gradients(NamedTuple):
@@ -176,6 +187,8 @@ class Gradients(NamedTuple):
     key: Tensor | None = None
     value: Tensor | None = None
     attn_mask: Tensor | None = None
+    center: Tensor | None = None
+    sigma: Tensor | None = None
 
 
 def new_output(query: Tensor, value: Tensor, *draws: int) -> Tensor:

@@ -14,6 +14,7 @@ from attnkern import philox
 from attnkern.results import HardAttention
 
 NEG_INF = float("-inf")
+FARTHEST_SIGMAS = 1e15  # its square is finite
 
 
 def positions(length: int, query_offset: int | Tensor, device: torch.device) -> Tensor:
@@ -100,6 +101,19 @@ def softmax_attention(
     value = _per_query_head(value, query)
     value = torch.where((score != NEG_INF).any(-2)[..., None], value, 0.0)
     return weights @ value, lse, weights
+
+
+def mac_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *, activation: str, **score_options
+) -> Tensor:
+    """Weights that are the scores themselves, their positive part or their exponential; 0 for hidden keys."""
+    score = scores(query, key, attn_mask, **score_options)
+    seen = score != NEG_INF
+    score = torch.where(seen, score, 0.0)
+    weights = {"linear": torch.clone, "relu": torch.relu, "exp": torch.exp}[activation](score)
+    value = _per_query_head(value, query)
+    value = torch.where(seen.any(-2)[..., None], value, 0.0)
+    return torch.where(seen, weights, 0.0) @ value
 
 
 def hard_attention(
@@ -223,8 +237,8 @@ def _log_gaussian(query, key, query_offset, center, sigma) -> Tensor:
         center = positions(query.shape[-2], query_offset, query.device).to(query.dtype)
     if isinstance(sigma, Tensor) and sigma.dim():
         sigma = sigma[..., None]
-    distance = torch.arange(key.shape[-2], device=key.device) - center[..., None]
-    return -(distance**2) / (2 * sigma**2)
+    distance = (torch.arange(key.shape[-2], device=key.device) - center[..., None]) / sigma
+    return -0.5 * distance.clamp(-FARTHEST_SIGMAS, FARTHEST_SIGMAS) ** 2
 
 
 def _dropout_keep(weights: Tensor, dropout_p: float, seed: Tensor) -> Tensor:
@@ -242,6 +256,8 @@ def widened(function, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tens
         options["attn_mask"] = attn_mask if attn_mask.dtype == torch.bool else attn_mask.to(dtype)
     options |= {name: x.to(dtype) for name, x in floats.items()}
     result = function(query.to(dtype), key.to(dtype), value.to(dtype), **options)
+    if isinstance(result, Tensor):
+        return result.to(query.dtype)
     if isinstance(result, HardAttention):
         return result._replace(output=result.output.to(query.dtype))
     output, lse, weights = result

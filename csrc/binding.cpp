@@ -42,13 +42,13 @@ Tensor plain_tensor(const Described& described) {
 }
 
 // The kernel of the narrowest width that holds the heads: the copy engine pads them with zeros.
-template <int Widest, class Function>
+template <class Function>
 void dispatch(const std::string& dtype, int64_t head, Function function) {
     const auto by_width = [&](auto type) {
-        require(head > 0 && head % 8 == 0 && head <= Widest, "no kernel for head size " + std::to_string(head));
+        require(head > 0 && head % 8 == 0 && head <= 256, "no kernel for head size " + std::to_string(head));
         if (head <= 64) return function(type, std::integral_constant<int, 64>());
         if (head <= 128) return function(type, std::integral_constant<int, 128>());
-        if constexpr (Widest > 128) return function(type, std::integral_constant<int, 256>());
+        return function(type, std::integral_constant<int, 256>());
     };
     if (dtype == "bfloat16") return by_width(ptx::bf16());
     if (dtype == "float16") return by_width(ptx::fp16());
@@ -76,8 +76,8 @@ void forward(const std::string& dtype, const Described& query, const Described& 
                                      scores,
                                      extras,
                                      stream};
-    dispatch<256>(dtype, wider(rows, values),
-                  [&](auto type, auto width) { softmax_forward<decltype(type), width()>(call); });
+    dispatch(dtype, wider(rows, values),
+             [&](auto type, auto width) { softmax_forward<decltype(type), width()>(call); });
 }
 
 void sample(const std::string& dtype, const Described& query, const Described& key, int64_t seed, int64_t index,
@@ -96,7 +96,7 @@ void sample(const std::string& dtype, const Described& query, const Described& k
                                     samples,
                                     scores,
                                     stream};
-    dispatch<256>(dtype, rows[3], [&](auto type, auto width) { sample_forward<decltype(type), width()>(call); });
+    dispatch(dtype, rows[3], [&](auto type, auto width) { sample_forward<decltype(type), width()>(call); });
 }
 
 void backward(const std::string& dtype, const Described& query, const Described& key, const Described& value,
@@ -123,8 +123,8 @@ void backward(const std::string& dtype, const Described& query, const Described&
                                       scores,
                                       extras,
                                       stream};
-    dispatch<128>(dtype, wider(rows, values),
-                  [&](auto type, auto width) { softmax_backward<decltype(type), width()>(call); });
+    dispatch(dtype, wider(rows, values),
+             [&](auto type, auto width) { softmax_backward<decltype(type), width()>(call); });
 }
 
 void distribution_backward(const std::string& dtype, const Described& query, const Described& key,
@@ -145,7 +145,7 @@ void distribution_backward(const std::string& dtype, const Described& query, con
     call.query_space = query_space;
     call.scores = scores;
     call.stream = stream;
-    dispatch<128>(dtype, rows[3], [&](auto type, auto width) { softmax_backward<decltype(type), width()>(call); });
+    dispatch(dtype, rows[3], [&](auto type, auto width) { softmax_backward<decltype(type), width()>(call); });
 }
 
 }  // namespace

@@ -89,7 +89,7 @@ struct SoftmaxBackwardParams {
 struct BackwardQueryParams {
     const float* sums;  // of softmax_backward
     Rows grad_query;
-    int padded_rows, tile_rows, width;
+    int padded_rows, squares_beside, width;
     float scale;
     Shape shape;
 };

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attnkern import reference
-from attnkern.api import global_attention, hard_attention, local_attention
+from attnkern.api import global_attention, hard_attention, local_attention, mac_attention
 from attnkern.results import AuxRequest
 
 
@@ -110,6 +110,9 @@ def run(
             "entropy": hard.entropy,
         }
         losses = {"sparse": ("output", "score"), "dense": ("output", "score", "lse", "entropy")}
+    elif kind == "mac":
+        found = {"output": mac_attention(query, key, value, mask, enable_gqa=gqa, backend=backend, **case.options)}
+        losses = {"output": ("output",)}
     else:
         function = local_attention if kind == "local" else global_attention
         aux = AuxRequest(lse=True, weights=case.weights)

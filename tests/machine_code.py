@@ -11,6 +11,8 @@ import tempfile
 
 import torch
 
+from attnkern.backends import aoa_triton
+from attnkern.backends.tuning import Config
 from attnkern.mac.machine_code import cuobjdump
 from attnkern.mac.triton_code import TYPES, Launch
 from attnkern.mac.triton_code import launches as launches_of
@@ -21,6 +23,9 @@ VARIANTS = {
     "causal": {"causal": True},
     "bool": {"mask": "bool"},
     "float": {"mask": "float"},
+    "linear": {"selector": "linear"},
+    "relu": {"selector": "relu", "mask": "float"},
+    "exp": {"selector": "exp", "causal": True},
     "everything": {
         "kv_heads": 1,
         "window": (100, 20),
@@ -32,8 +37,30 @@ VARIANTS = {
 }
 
 
+def aoa_launches(features: int, dtype: torch.dtype) -> dict[str, Launch]:
+    """The same of Attention-over-Attention, with masks and a question of 64 words."""
+    found = {}
+
+    def record(call, kernel, programs, **tensors):
+        arguments = call.arguments | tensors
+        config = Config(aoa_triton.ROWS, arguments["BLOCK_N"], aoa_triton.WARPS)
+        found[kernel.__name__] = Launch(kernel, config, {key: arguments[key] for key in kernel.arg_names})
+
+    original, aoa_triton._Call.launch = aoa_triton._Call.launch, record
+    try:
+        pair = [torch.zeros(2, words, features, dtype=dtype) for words in (256, 64)]
+        pair += [torch.ones(2, words, dtype=torch.bool) for words in (256, 64)]
+        attention, *saved = aoa_triton.forward(*pair)
+        aoa_triton.backward(attention, *saved, *pair)
+    finally:
+        aoa_triton._Call.launch = original
+    return found
+
+
 def launches(variant: str, head_dim: int, dtype: torch.dtype, capability: int) -> dict:
     """Every kernel's arguments and default config for one self-attention, as the host side fills them."""
+    if variant == "aoa":
+        return aoa_launches(head_dim, dtype)
     problem = Problem(
         len_q=256, batch=2, heads=2, head_dim=head_dim, dtype=dtype, device="cuda", num_samples=4, requires_grad=True,
         **VARIANTS[variant],
@@ -45,6 +72,7 @@ def launches(variant: str, head_dim: int, dtype: torch.dtype, capability: int) -
         "everything": torch.zeros(2, 1, 1, 256, dtype=dtype),
         "bool": torch.zeros(2, 2, 256, 256, dtype=torch.bool),
         "float": torch.zeros(2, 2, 256, 256),
+        "relu": torch.zeros(1, 1, 1, 256),
     }.get(variant)
     offsets = torch.zeros(2, dtype=torch.int64) if everything else None
     inputs = Inputs(query, key, value, mask, offsets, torch.zeros((), dtype=torch.int64))
@@ -84,7 +112,7 @@ if __name__ == "__main__":
     parser.add_argument("capabilities", type=int, nargs="+", help="80, 90, 100, 120")
     parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
-    parser.add_argument("--variants", nargs="+", default=["plain", "causal"], choices=VARIANTS)
+    parser.add_argument("--variants", nargs="+", default=["plain", "causal"], choices=(*VARIANTS, "aoa"))
     options = parser.parse_args()
     dtypes = [getattr(torch, name) for name in options.dtypes]
     for found in survey(options.capabilities, options.head_dims, dtypes, options.variants):

@@ -86,12 +86,13 @@ LEFTS = ["K-major", "MN-major", "registers"]
 
 
 def multiply(modules, a, b, d, left="K-major", b_mn_major=False):
-    """d + a b, on the GPU and emulated."""
+    """d + a b, of an MN-major b the last columns, on the GPU and emulated."""
     a_stored = a.T.contiguous() if left == "MN-major" else a
     b_stored = b if b_mn_major else b.T.contiguous()
+    n = d.shape[1]
 
     def run(module, *places):
-        module.multiply(a.dtype == FP16, b.shape[1], *places, LEFTS.index(left), b_mn_major)
+        module.multiply(a.dtype == FP16, n, *places, LEFTS.index(left), b_mn_major, b.shape[1] - n)
 
     return outcomes(modules, run, a_stored, b_stored, d)[2]
 
@@ -107,6 +108,12 @@ def test_products(modules, n, left, b_mn_major, dtype):
     a, b, d = normal(64, 64, dtype=dtype), normal(64, n, dtype=dtype, seed=1), normal(64, n, seed=2)
     magnitudes = d.double().abs() + a.double().abs() @ b.double().abs()
     check_close(*multiply(modules, a, b, d, left, b_mn_major), 1e-6 * magnitudes)
+
+
+@pytest.mark.parametrize("left", LEFTS)
+def test_products_from_the_middle_of_an_atom(modules, left):
+    a, b, d = numbers(64, 64, dtype=BF16), numbers(64, 64, dtype=BF16, seed=1), numbers(64, 32, seed=2).float()
+    check_bits([multiply(modules, a, b, d, left, True)])
 
 
 @pytest.mark.parametrize(("dtype", "least", "up"), [(BF16, 2.0**-133, 2.0**100), (FP16, 2.0**-24, 1.0)], ids=str)

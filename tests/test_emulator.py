@@ -140,15 +140,27 @@ def test_deadlock_names_who_waits_for_what(hazards):
 @pytest.mark.parametrize("left", ["K-major", "MN-major", "registers"])
 @pytest.mark.parametrize("n", [32, 64, 80, 96, 128, 160, 176, 192, 256])
 def test_product(primitives, n, left, b_mn_major):
+    check_product(primitives, n, left, b_mn_major)
+
+
+@pytest.mark.parametrize("left", ["K-major", "MN-major", "registers"])
+def test_a_product_from_the_middle_of_an_atom(primitives, left):
+    check_product(primitives, 32, left, True, b_first=32)
+    with pytest.raises(RuntimeError, match="goes on past its end"):
+        check_product(primitives, 64, left, True, b_first=32)
+
+
+def check_product(primitives, n, left, b_mn_major, b_first=0):
     for dtype in (BF16, FP16):
-        a, b = numbers(64, 64, dtype=dtype), numbers(64, n, dtype=dtype, seed=1)
+        a, b = numbers(64, 64, dtype=dtype), numbers(64, b_first + n, dtype=dtype, seed=1)
         d = numbers(64, n, dtype=torch.float32, seed=2)
-        expected = d + a.float() @ b.float()
+        expected = d + a.float() @ b[:, b_first:].float()
         a_stored = a.T.contiguous() if left == "MN-major" else a
         b_stored = b if b_mn_major else b.T.contiguous()
         primitives.forget_globals()
         places = share(primitives, a_stored, b_stored, d)
-        primitives.multiply(dtype == FP16, n, *places, ["K-major", "MN-major", "registers"].index(left), b_mn_major)
+        order = ["K-major", "MN-major", "registers"].index(left)
+        primitives.multiply(dtype == FP16, n, *places, order, b_mn_major, b_first)
         assert torch.equal(d, expected)
 
 

@@ -44,6 +44,20 @@ def test_no_spills(capability, head_dim, dtype):
         assert all(case["wgmma"] for case in found)
 
 
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_no_spills_without_a_softmax(head_dim):
+    found = compiled(90, head_dim, "bfloat16", "relu", "exp")
+    assert len(found) == 6 and not any(case["spills"] for case in found)
+    assert all(case["wgmma"] for case in found)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_attention_over_attention_spills_little(capability):
+    found = compiled(capability, 128, "bfloat16", "aoa")
+    assert len(found) == 5 and all(case["spills"] <= 4 for case in found)
+    assert capability == 80 or all(case["wgmma"] for case in found)
+
+
 @pytest.mark.parametrize(("capability", "head_dim", "dtype"), [(90, 80, "bfloat16"), (80, 32, "float32")])
 def test_every_option_compiles(capability, head_dim, dtype):
     """Window, float mask and its gradient, soft cap, dropout, grouped heads, offsets, entropy, weights, at once."""

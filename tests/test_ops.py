@@ -44,6 +44,12 @@ def test_opcheck_sample(straight_through):
     torch.library.opcheck(torch.ops.attnkern.sample_attention, args)
 
 
+def test_opcheck_mac():
+    query, key, value = tensors()
+    args = (query, key, value, mask_like(query, key), None, None, *NO_SCORE_OPTIONS, "relu", None)
+    torch.library.opcheck(torch.ops.attnkern.mac_attention, args)
+
+
 CALLS = {
     "global": lambda q, k, v, m: attnkern.global_attention(q, k, v, m, enable_gqa=True, is_causal=True),
     "dropout": lambda q, k, v, m: attnkern.global_attention(q, k, v, m, dropout_p=0.2, enable_gqa=True),
@@ -59,6 +65,7 @@ CALLS = {
     "gaussian": lambda q, k, v, m: attnkern.local_attention(
         q, k, v, m, window=(3, 4), enable_gqa=True, center=torch.arange(20.0).view(1, 1, 20) + 0.5, sigma=2.0
     ),
+    "mac": lambda q, k, v, m: attnkern.mac_attention(q, k, v, m, activation="relu", window=(3, 4), enable_gqa=True),
     "scale": lambda q, k, v, m: attnkern.global_attention(q, k, v, m, scale=m.shape[2] * 0.013, enable_gqa=True),
     "reference": lambda q, k, v, m: attnkern.local_attention(
         q, k, v, m, window=(3, 4), enable_gqa=True, backend="reference"
@@ -101,7 +108,8 @@ def test_vmap_and_per_sample_gradients():
         output, aux = attnkern.local_attention(
             query, key, value, mask, window=(3, 2), return_aux=AuxRequest(lse=True, weights="mean")
         )
-        return output.square().sum() + aux.lse.sin().sum() + aux.weights.square().sum()
+        mac = attnkern.mac_attention(query, key, value, mask, activation="exp", is_causal=True)
+        return output.square().sum() + aux.lse.sin().sum() + aux.weights.square().sum() + mac.square().sum()
 
     gradient = grad(loss, argnums=(0, 1, 2, 3))
     got = vmap(gradient, in_dims=(0, 0, None, None))(query, key, value[0], mask)
@@ -116,7 +124,7 @@ def test_vmap_hard():
     assert [tuple(t.shape) for t in hard[:3]] == [(3, 2, 2, 4, 10, 8), (3, 2, 2, 4, 10), (3, 2, 2, 4, 10)]
 
 
-@pytest.mark.parametrize("name", ["global", "end", "hard", "weights"])
+@pytest.mark.parametrize("name", ["global", "end", "hard", "weights", "mac"])
 def test_autocast(name):
     query, key, value = tensors()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -135,6 +143,9 @@ def test_flops_count_the_pairs_of_the_window():
         output.sum().backward()
     assert forward.get_total_flops() == 2 * pairs * 16
     assert backward.get_total_flops() == 2 * pairs * 40
+    with FlopCounterMode(display=False) as linear:
+        attnkern.mac_attention(query, key, value, activation="linear", window=(3, 3)).sum().backward()
+    assert linear.get_total_flops() == 2 * pairs * 56
     with FlopCounterMode(display=False) as sampled:
         hard = attnkern.hard_attention(query, key, value, num_samples=3)
     assert sampled.get_total_flops() == 2 * 2 * 50 * 50 * 8
@@ -212,6 +223,7 @@ SECOND = {
         q, k, v, m, window=(3, 2), dropout_p=0.3, seed=1, enable_gqa=True
     ),
     "weights": CALLS["weights"],
+    "mac": lambda q, k, v, m: attnkern.mac_attention(q, k, v, m, activation="exp", softcap=2.0, enable_gqa=True),
     "hard": lambda q, k, v, m: attnkern.hard_attention(q, k, v, m, seed=2, num_samples=2, enable_gqa=True)[:5:2],
 }
 

@@ -75,8 +75,10 @@ def test_the_cuda_build_can_be_left_out(tmp_path):
     assert not list(tmp_path.rglob("_cuda*"))
 
 
-def test_readme_examples_run():
+def test_readme_examples_run(monkeypatch, tmp_path):
     """The README's Python, block after block; but for what loads from a hub."""
+    monkeypatch.chdir(tmp_path)  # it writes files
+    monkeypatch.setenv("ATTNKERN_CACHE_DIR", str(tmp_path))
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(blocks) > 2
     names = {}

@@ -49,7 +49,7 @@ def pair_scores(
 @triton.jit
 def weights_of(score, lse, UNIT: tl.constexpr):
     """Softmax weights; none exceeds 1, however the rounding of a huge score falls."""
-    return tl.minimum(exponential(score - lse * UNIT, UNIT), 1.0)
+    return tl.minimum(exponential(score - tl.minimum(lse * UNIT, LARGEST), UNIT), 1.0)
 
 
 @triton.jit
@@ -96,12 +96,13 @@ def aoa_rows(
 
 @triton.jit
 def aoa_columns(
-    document, question, document_mask, question_mask, row_lse, column_lse, beta,
+    document, question, document_mask, question_mask, row_lse, column_top, column_total, beta,
     stride_db, stride_dm, stride_qb, stride_qn, batches, len_d, len_q, split,
     DOCUMENT_MASK: tl.constexpr, QUESTION_MASK: tl.constexpr, FEATURES: tl.constexpr, ONE_TILE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """The lse of each column, -inf for none, and the sum of the rows' softmax, over each split: `(splits, B, Lq)`.
+    """Of each column over each split, `(splits, B, Lq)`: the largest score, the sum of exponentials relative to it, and
+    the sum of the rows' softmax.
 
     With ONE_TILE writes the rows' lse, otherwise reads it.
     """
@@ -139,18 +140,19 @@ def aoa_columns(
         top = new_top
     j = begin_n + tl.arange(0, BLOCK_N)
     entries = place.to(tl.int64) * len_q + j
-    tl.store(column_lse + entries, log_sum_exp(top, total, UNIT), mask=j < len_q)
+    tl.store(column_top + entries, top * (1 / UNIT), mask=j < len_q)
+    tl.store(column_total + entries, total, mask=j < len_q)
     tl.store(beta + entries, sums, mask=j < len_q)
 
 
 @triton.jit
 def aoa_attention(
-    document, question, document_mask, question_mask, column_lse, beta, attention,
+    document, question, document_mask, question_mask, column_top, weights, attention,
     stride_db, stride_dm, stride_qb, stride_qn, len_d, len_q,
     DOCUMENT_MASK: tl.constexpr, QUESTION_MASK: tl.constexpr, FEATURES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """The result, `(B, Ld)`: the columns' softmax times beta."""
+    """The result, `(B, Ld)`: exponentials relative to each column's largest, times the columns' weights."""
     tiles = tl.cdiv(len_d, BLOCK_M)
     batch = (tl.program_id(0) // tiles).to(tl.int64)
     begin_m = tl.program_id(0) % tiles * BLOCK_M
@@ -164,8 +166,8 @@ def aoa_attention(
             document, question, begin_m, begin_n, stride_dm, stride_qn, rows, columns,
             FEATURES, BLOCK_M, BLOCK_N, BLOCK_E, PRECISION, UNIT,
         )  # fmt: skip
-        lse = load_vector(column_lse + batch * len_q, begin_n, len_q, BLOCK_N)
-        weight = load_vector(beta + batch * len_q, begin_n, len_q, BLOCK_N)
-        sums += tl.sum(weights_of(score, lse[None, :], UNIT) * weight[None, :], 1)
+        top = load_vector(column_top + batch * len_q, begin_n, len_q, BLOCK_N)
+        weight = load_vector(weights + batch * len_q, begin_n, len_q, BLOCK_N)
+        sums += tl.sum(weights_of(score, top[None, :], UNIT) * weight[None, :], 1)
     i = begin_m + tl.arange(0, BLOCK_M)
     tl.store(attention + batch * len_d + i, sums.to(attention.dtype.element_ty), mask=i < len_d)

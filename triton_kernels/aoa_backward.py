@@ -12,12 +12,12 @@ from attnkern.triton_kernels.aoa import load_vector, load_words, pair_scores, se
 
 @triton.jit
 def aoa_grad_columns(
-    document, question, document_mask, question_mask, column_lse, grad_attention, grad_columns,
+    document, question, document_mask, question_mask, column_lse, grad_attention, grad_columns, column_total,
     stride_db, stride_dm, stride_qb, stride_qn, batches, len_d, len_q, split,
     DOCUMENT_MASK: tl.constexpr, QUESTION_MASK: tl.constexpr, FEATURES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """By column, over each split: `(splits, B, Lq)`."""
+    """By column, over each split, and the sum of the columns' softmax: `(splits, B, Lq)`."""
     tiles = tl.cdiv(len_q, BLOCK_N)
     begin_n = tl.program_id(0) % tiles * BLOCK_N
     place = tl.program_id(0) // tiles
@@ -28,6 +28,7 @@ def aoa_grad_columns(
     columns = seen_words(question_mask + batch * len_q, begin_n, len_q, QUESTION_MASK, BLOCK_N)
     lse = load_vector(column_lse + batch * len_q, begin_n, len_q, BLOCK_N)
     sums = tl.zeros((BLOCK_N,), tl.float32)
+    total = tl.zeros((BLOCK_N,), tl.float32)
     for begin_m in tl.range(begin, tl.minimum(begin + split, len_d), BLOCK_M):
         rows = seen_words(document_mask + batch * len_d, begin_m, len_d, DOCUMENT_MASK, BLOCK_M)
         score = pair_scores(
@@ -35,9 +36,13 @@ def aoa_grad_columns(
             FEATURES, BLOCK_M, BLOCK_N, BLOCK_E, PRECISION, UNIT,
         )  # fmt: skip
         grad = load_vector(grad_attention + batch * len_d, begin_m, len_d, BLOCK_M)
-        sums += tl.sum(weights_of(score, lse[None, :], UNIT) * grad[:, None], 0)
+        weight = weights_of(score, lse[None, :], UNIT)
+        total += tl.sum(weight, 0)
+        sums += tl.sum(weight * grad[:, None], 0)
     j = begin_n + tl.arange(0, BLOCK_N)
-    tl.store(grad_columns + place.to(tl.int64) * len_q + j, sums, mask=j < len_q)
+    entries = place.to(tl.int64) * len_q + j
+    tl.store(grad_columns + entries, sums, mask=j < len_q)
+    tl.store(column_total + entries, total, mask=j < len_q)
 
 
 @triton.jit

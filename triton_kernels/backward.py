@@ -4,7 +4,8 @@
     dS = p * (g - row - entropy * (s - lse)),    row = sum_j p_j g_j + whatever else is constant in a row
 
 Which terms exist is fixed at compile time: softmax attention has grad_output and row; attention
-weights have grad_weights and row; sampled attention has row and entropy. Two kernels, one owning
+weights have grad_weights and row; sampled attention has row and entropy; weights that are no softmax (ACTIVATION)
+have grad_output alone, and `dS = g * their derivative`. Two kernels, one owning
 tiles of queries and one tiles of keys, so that every sum has a fixed order: deterministic, no atomics.
 
 For softmax attention the mean in `row` is `grad_output . output`, but that takes the output's rounding
@@ -17,6 +18,7 @@ import triton.language as tl
 from attnkern.triton_kernels.random import dropout_keep
 from attnkern.triton_kernels.scores import (
     FAR,
+    activated,
     cap_slope,
     capped_scores,
     exponential,
@@ -60,19 +62,26 @@ def weight_gradient(
 def score_gradient(
     score, lse, product_gradient, keep, dropout_scale, i, j, len_q, len_k, grad_weights, stride_gi, stride_gj,
     row, entropy, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ENTROPY: tl.constexpr,
-    DROPOUT: tl.constexpr, MASKED: tl.constexpr, UNIT: tl.constexpr,
+    DROPOUT: tl.constexpr, MASKED: tl.constexpr, ACTIVATION: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Weights before dropout, and dS. `lse` comes shaped to broadcast like `i`; `row`, `entropy` point at row 0."""
-    weight = tl.minimum(exponential(score - lse, UNIT), 1.0)
+    if ACTIVATION == "softmax":
+        weight = tl.minimum(exponential(score - lse, UNIT), 1.0)
+    else:
+        weight = activated(score, ACTIVATION, UNIT)
     gradient = weight_gradient(
         product_gradient, keep, dropout_scale, i, j, len_q, len_k, grad_weights, stride_gi, stride_gj,
         HAS_OUTPUT, HAS_WEIGHTS, DROPOUT,
     )  # fmt: skip
-    gradient -= tl.load(row + i, mask=i < len_q, other=0.0)
+    if ACTIVATION == "softmax":
+        gradient -= tl.load(row + i, mask=i < len_q, other=0.0)
     if HAS_ENTROPY:
         surprise = tl.minimum(tl.maximum(score - lse, FAR), 0.0) * (1 / UNIT)
         gradient -= tl.load(entropy + i, mask=i < len_q, other=0.0) * surprise
-    gradient *= weight
+    if ACTIVATION == "relu":
+        gradient = tl.where(score > 0, gradient, 0.0)
+    elif ACTIVATION != "linear":
+        gradient *= weight
     if MASKED:  # a hidden value may hold anything, NaN included
         gradient = tl.where(score > float("-inf"), gradient, 0.0)
     return weight, gradient
@@ -88,7 +97,8 @@ def backward_query(
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
     DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ENTROPY: tl.constexpr,
-    MEAN: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    MEAN: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of queries of one head: `grad_query = scale * dS key`.
 
@@ -171,7 +181,7 @@ def backward_query(
                 _, ds = score_gradient(
                     score, row_lse, product_gradient, keep, dropout_scale, i, j, len_q, len_k,
                     grad_weights, stride_gi, stride_gj, row, entropy,
-                    HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, PART != 1 or MASK != "none", UNIT,
+                    HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, PART != 1 or MASK != "none", ACTIVATION, UNIT,
                 )  # fmt: skip
                 if SOFTCAP:
                     ds *= cap_slope(capped, softcap, UNIT)
@@ -194,7 +204,8 @@ def backward_key_value(
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
     DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ENTROPY: tl.constexpr,
-    PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of keys of one key head: `grad_key = scale * dS^T query`, `grad_value = P^T dO`.
 
@@ -257,7 +268,7 @@ def backward_key_value(
                 weight, ds = score_gradient(
                     score, row_lse, product_gradient, keep, dropout_scale, i, j, len_q, len_k,
                     head_grad_weights, stride_gi, stride_gj, row + batch_head * len_q, entropy + batch_head * len_q,
-                    HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, True, UNIT,
+                    HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, True, ACTIVATION, UNIT,
                 )  # fmt: skip
                 if HAS_OUTPUT:
                     if DROPOUT:

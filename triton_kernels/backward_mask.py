@@ -19,8 +19,8 @@ def backward_mask(
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
     DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ENTROPY: tl.constexpr,
-    SUM_ROWS: tl.constexpr, SUM_KEYS: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    SUM_ROWS: tl.constexpr, SUM_KEYS: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of the mask and split: its share of dS, summed over the mask's broadcast dimensions.
 
@@ -85,7 +85,7 @@ def backward_mask(
                 score, load_lse(lse + batch_head * len_q, i, len_q, UNIT), product_gradient, keep, dropout_scale,
                 i, j, len_q, len_k, grad_weights + batch * stride_gb + head * stride_gh, stride_gi, stride_gj,
                 row + batch_head * len_q, entropy + batch_head * len_q,
-                HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, True, UNIT,
+                HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, True, ACTIVATION, UNIT,
             )  # fmt: skip
             sums += ds
 

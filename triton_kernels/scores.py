@@ -76,6 +76,17 @@ def exponential(x, UNIT: tl.constexpr):
 
 
 @triton.jit
+def activated(score, ACTIVATION: tl.constexpr, UNIT: tl.constexpr):
+    """Weights that depend on their own scores alone; 0 where a query may not look."""
+    if ACTIVATION == "exp":
+        return exponential(score, UNIT)
+    elif ACTIVATION == "relu":
+        return tl.where(score < 0, 0.0, score)
+    else:
+        return tl.where(score == float("-inf"), 0.0, score)
+
+
+@triton.jit
 def log_sum_exp(top, total, UNIT: tl.constexpr):
     """In nats, from a row's largest score and the sum relative to it; -inf for an empty row."""
     return tl.where(total > 0, top * (1 / UNIT) + tl.log(tl.where(total > 0, total, 1.0)), float("-inf"))

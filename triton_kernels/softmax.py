@@ -1,4 +1,7 @@
-"""The forward pass of global and local attention: an online softmax over tiles of keys."""
+"""The forward pass of global and local attention: an online softmax over tiles of keys.
+
+Where weights are no softmax (ACTIVATION is linear, relu or exp), neither maximum nor sum is kept.
+"""
 
 import triton
 import triton.language as tl
@@ -6,6 +9,7 @@ import triton.language as tl
 from attnkern.triton_kernels.random import dropout_keep
 from attnkern.triton_kernels.scores import (
     LARGEST,
+    activated,
     capped_scores,
     exponential,
     inner_key_bounds,
@@ -27,7 +31,7 @@ def softmax_forward(
     heads, group, len_q, len_k, scale, softcap, query_offset, left, right, dropout_threshold, dropout_scale,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
-    DROPOUT: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
+    DROPOUT: tl.constexpr, ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of queries of one head: output `(B, H, Lq, Ev)` and lse `(B, H, Lq)`."""
@@ -72,12 +76,15 @@ def softmax_forward(
                 capped, i, j, position, mask, stride_mask_i, stride_mask_j, len_q, len_k,
                 left, right, MASK, LEFT, RIGHT, PART != 1, UNIT,
             )  # fmt: skip
-            new_top = tl.minimum(tl.maximum(top, tl.max(score, 1)), LARGEST)
-            # no weight exceeds 1, however large the scores
-            weight = tl.minimum(exponential(score - new_top[:, None], UNIT), 1.0)
-            decay = exponential(top - new_top, UNIT)
-            total = total * decay + tl.sum(weight, 1)
-            top = new_top
+            if ACTIVATION == "softmax":
+                new_top = tl.minimum(tl.maximum(top, tl.max(score, 1)), LARGEST)
+                # no weight exceeds 1, however large the scores
+                weight = tl.minimum(exponential(score - new_top[:, None], UNIT), 1.0)
+                decay = exponential(top - new_top, UNIT)
+                total = total * decay + tl.sum(weight, 1)
+                top = new_top
+            else:
+                weight = activated(score, ACTIVATION, UNIT)
             if DROPOUT:
                 keep = dropout_keep(
                     seed_value, batch_head, begin_m, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False
@@ -85,11 +92,15 @@ def softmax_forward(
                 weight = tl.where(keep, weight * dropout_scale, 0.0)
             v = load_rows(value, begin_n, stride_vn, begin, end, VALUE_DIM, BLOCK_N, BLOCK_V, PART != 1)
             v = where_seen(score, v, MASK)
-            sums = tl.dot(weight.to(v.dtype), v, sums * decay[:, None], input_precision=PRECISION)
+            if ACTIVATION == "softmax":
+                sums *= decay[:, None]
+            sums = tl.dot(weight.to(v.dtype), v, sums, input_precision=PRECISION)
 
-    row_lse = log_sum_exp(top, total, UNIT)
-    total = tl.where(total > 0, total, 1.0)
+    if ACTIVATION == "softmax":
+        row_lse = log_sum_exp(top, total, UNIT)
+        sums /= tl.where(total > 0, total, 1.0)[:, None]
     output += batch * stride_ob + head * stride_oh
-    store_rows(output, begin_m, stride_om, len_q, sums / total[:, None], VALUE_DIM, BLOCK_M, BLOCK_V)
-    rows = begin_m + tl.arange(0, BLOCK_M)
-    tl.store(lse + batch_head.to(tl.int64) * len_q + rows, row_lse, mask=rows < len_q)
+    store_rows(output, begin_m, stride_om, len_q, sums, VALUE_DIM, BLOCK_M, BLOCK_V)
+    if ACTIVATION == "softmax":
+        rows = begin_m + tl.arange(0, BLOCK_M)
+        tl.store(lse + batch_head.to(tl.int64) * len_q + rows, row_lse, mask=rows < len_q)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from attnkern.backends.tiles import LOG2E, NEG_INF, TILE_BYTES, TILE_BYTES_ELSEWHERE
+from attnkern.backends.tiles import NEG_INF, TILE_BYTES, TILE_BYTES_ELSEWHERE, exp_
 
 FEWEST_WORDS = 16  # of the document in a tile
 Words = tuple[int, int]  # `[begin, end)`
@@ -33,23 +33,21 @@ def forward(
         for words in pair.tiles:
             scores = pair.scores(words)
             old_top, top = top, torch.maximum(top, scores.amax(1, keepdim=True))
-            mass = torch.sub(scores, top, out=pair.tile(1, words)).exp2_()
-            total = total * (old_top - top).exp2_() + mass.sum(1, keepdim=True)
+            mass = exp_(torch.sub(scores, top, out=pair.tile(1, words)))
+            total = total * (old_top - top).exp_() + mass.sum(1, keepdim=True)
             row_top = scores.amax(2, keepdim=True).clamp_(min=torch.finfo(dtype).min)
-            by_row = scores.sub_(row_top).exp2_()
+            by_row = exp_(scores.sub_(row_top))
             row_total = by_row.sum(2, keepdim=True)
             pair.put(row_lse, _lse(row_top, row_total), words)
-            sums += _nonzero(row_total).reciprocal_().mT @ by_row
+            sums += by_row.div_(_nonzero(row_total)).sum(1, keepdim=True)  # a product would round at every word
         sums /= pair.count
-        lse = _lse(top, total)
-        pair.put(column_lse, lse.mT)
+        pair.put(column_lse, _lse(top, total).mT)
         pair.put(beta, sums.mT)
+        weights = (sums / _nonzero(total)).mT
         for words in pair.tiles:
-            if pair.is_one_tile:
-                result = mass @ (sums / _nonzero(total)).mT
-            else:
-                result = _softmax(pair.scores(words), lse, pair.tile(1, words)) @ sums.mT
-            pair.put(attention, result, words)
+            if not pair.is_one_tile:
+                mass = _exponential(pair.scores(words), top, pair.tile(1, words))
+            pair.put(attention, mass @ weights, words)
     return attention, row_lse, column_lse, beta
 
 
@@ -70,23 +68,26 @@ def backward(
     """
     grad_document, grad_question = torch.empty_like(document), torch.empty_like(question)
     for pair in _pairs(document, question, document_mask, question_mask):
-        grad_columns = pair.new_columns(0.0)  # g
+        grad_columns, total = pair.new_columns(0.0), pair.new_columns(0.0)  # g
         columns, weights = pair.take(column_lse).mT, pair.take(beta).mT
         for words in pair.tiles:
             scores = pair.scores(words)
-            by_column = _softmax(scores, columns, pair.tile(1, words))
+            by_column = _exponential(scores, columns, pair.tile(1, words))
             grad_columns += pair.take(grad, words).mT @ by_column
+            total += by_column.sum(1, keepdim=True)
+        # the lse was rounded: its softmax adds up to not quite 1
+        grad_columns /= _nonzero(total)
+        weights = weights / _nonzero(total)
         mean, product = grad_columns / pair.count, -grad_columns * weights
         sums = torch.zeros_like(pair.question)
         for words in pair.tiles:
             if not pair.is_one_tile:
                 scores = pair.scores(words)
-                by_column = _softmax(scores, columns, pair.tile(1, words))
-            by_row = _softmax(scores, pair.take(row_lse, words), out=scores)
+                by_column = _exponential(scores, columns, pair.tile(1, words))
+            by_row = _exponential(scores, pair.take(row_lse, words), out=scores)
             work = pair.tile(2, words)
             by_row *= torch.sub(mean, by_row @ mean.mT, out=work)
-            by_column *= torch.addcmul(product, pair.take(grad, words), weights, out=work)
-            grad_scores = by_row.add_(by_column)
+            grad_scores = by_row.addcmul_(by_column, torch.addcmul(product, pair.take(grad, words), weights, out=work))
             pair.put(grad_document, grad_scores @ pair.question, words)
             sums.baddbmm_(grad_scores.mT, pair.document(words))
         pair.put(grad_question, sums)
@@ -128,11 +129,12 @@ class _Pair:
         return tile if self._hidden is None else tile.masked_fill(self._hidden[:, slice(*words)], 0.0)
 
     def scores(self, words: Words) -> Tensor:
-        """In units of log 2, `(n, words, Lq)`, in memory of its own; -inf at hidden words."""
-        bias = self.new_columns(0.0) if self._bias is None else self._bias
+        """`(n, words, Lq)`, in memory of its own; -inf at hidden words."""
         document, question, scores = self.document(words), self.question.mT, self.tile(0, words)
-        # the product scales and hides at no cost
-        torch.baddbmm(bias, document, question, beta=int(self._bias is not None), alpha=LOG2E, out=scores)
+        if self._bias is None:
+            torch.bmm(document, question, out=scores)
+        else:  # the product adds the bias at no cost
+            torch.baddbmm(self._bias, document, question, out=scores)
         if self._hidden is not None:
             scores.masked_fill_(self._hidden[:, slice(*words)], NEG_INF)
         return scores.clamp_(max=torch.finfo(scores.dtype).max)
@@ -170,15 +172,13 @@ def _pairs(document: Tensor, question: Tensor, *masks: Tensor | None) -> Iterato
         yield _Pair(slice(begin, min(begin + together, batch)), longest, space, document, question, *masks)
 
 
-def _softmax(scores: Tensor, lse: Tensor, out: Tensor) -> Tensor:
-    """Of scores in units of log 2."""
+def _exponential(scores: Tensor, lse: Tensor, out: Tensor) -> Tensor:
     # no weight exceeds 1, however the rounding of a huge score falls
-    return torch.sub(scores, lse * LOG2E, out=out).clamp_(max=0).exp2_()
+    return exp_(torch.sub(scores, lse, out=out).clamp_(max=0))
 
 
 def _lse(top: Tensor, total: Tensor) -> Tensor:
-    """In nats."""
-    return torch.where(total > 0, (top + _nonzero(total).log2()) / LOG2E, 0.0)
+    return torch.where(total > 0, top + _nonzero(total).log(), 0.0)
 
 
 def _nonzero(total: Tensor) -> Tensor:

@@ -25,15 +25,18 @@ def forward(
     call = _Call(document, question, document_mask, question_mask)
     attention = document.new_empty(document.shape[:2])
     row_lse = torch.empty_like(attention, dtype=torch.float32)
-    column_lse, sums = (call.new_columns() for _ in range(2))
+    tops, totals, sums = (call.new_columns() for _ in range(3))
     if not call.arguments["ONE_TILE"]:
         call.launch(kernels.aoa_rows, call.row_tiles, row_lse=row_lse)
-    call.launch(kernels.aoa_columns, call.column_tiles, row_lse=row_lse, column_lse=column_lse, beta=sums)
-    column_lse = torch.logsumexp(column_lse, 0)
-    column_lse.masked_fill_(column_lse == float("-inf"), 0.0)
+    call.launch(
+        kernels.aoa_columns, call.column_tiles, row_lse=row_lse, column_top=tops, column_total=totals, beta=sums
+    )
+    top = tops.amax(0)
+    total = (totals * (tops - top).exp()).sum(0)
+    filled = _nonzero(total)
     beta = sums.sum(0) / call.count
-    call.launch(kernels.aoa_attention, call.row_tiles, column_lse=column_lse, beta=beta, attention=attention)
-    return attention, row_lse, column_lse, beta
+    call.launch(kernels.aoa_attention, call.row_tiles, column_top=top, weights=beta / filled, attention=attention)
+    return attention, row_lse, torch.where(total > 0, top + filled.log(), 0.0), beta
 
 
 def backward(
@@ -49,11 +52,13 @@ def backward(
     """Gradients of document and question."""
     call = _Call(document, question, document_mask, question_mask)
     call.arguments |= {"grad_attention": grad.contiguous(), "row_lse": row_lse.contiguous(), "row_mean": row_lse}
-    call.arguments |= {"column_lse": column_lse.contiguous(), "beta": beta.contiguous()}
-    sums = call.new_columns()
-    call.launch(backward_kernels.aoa_grad_columns, call.column_tiles, grad_columns=sums)
-    grad_columns = sums.sum(0)
-    call.arguments |= {"grad_columns": grad_columns, "mean": grad_columns / call.count}
+    call.arguments["column_lse"] = column_lse.contiguous()
+    sums, totals = call.new_columns(), call.new_columns()
+    call.launch(backward_kernels.aoa_grad_columns, call.column_tiles, grad_columns=sums, column_total=totals)
+    # the lse was rounded: its softmax adds up to not quite 1
+    total = _nonzero(totals.sum(0))
+    grad_columns = sums.sum(0) / total
+    call.arguments |= {"beta": beta / total, "grad_columns": grad_columns, "mean": grad_columns / call.count}
     if not call.arguments["ONE_TILE"]:
         row_mean = torch.empty_like(row_lse)
         call.launch(backward_kernels.aoa_row_mean, call.row_tiles, row_mean=row_mean)
@@ -71,6 +76,10 @@ def backward(
     partial = call.new_columns(document.shape[2])
     call.launch(backward_kernels.aoa_backward_question, call.column_tiles * call.chunks, grad_question=partial)
     return grad_document, partial.sum(0)
+
+
+def _nonzero(total: Tensor) -> Tensor:
+    return torch.where(total > 0, total, 1.0)
 
 
 class _Call:

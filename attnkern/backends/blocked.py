@@ -4,22 +4,25 @@ The same tile walk serves the forward passes, the weights, the backward and the 
 attention, and windows, go to torch's own fused kernel where that computes the same thing.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from attnkern import philox
-from attnkern.backends import banded, sdpa, sparse
+from attnkern.backends import banded, centered, sdpa, sparse, unnormalised
 from attnkern.backends.tiles import NEG_INF, Block, Tile, blocks, exp_
 from attnkern.problem import Gradients, Inputs, Problem, new_output
 
 FAR = -1e4  # its exponential is 0, and 0 * FAR is not NaN
+mac = unnormalised.forward
 sparse_backward = sparse.backward
 
 
 def refuses(problem: Problem) -> str | None:
     """Why this backend cannot run the problem; None if it can."""
-    if problem.center or problem.sigma:
-        return "learned centres and Gaussians run on the reference only"
+    if problem.center and problem.weights:
+        return "it has no attention weights around learned centres"
     if not problem.dtype.is_floating_point or problem.dtype.itemsize < 2:
         return f"dtype {problem.dtype} is not float16, bfloat16, float32 or float64"
     return None
@@ -35,13 +38,13 @@ def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
         return found
     output = new_output(inputs.query, inputs.value)
     lse = inputs.query.new_empty(output.shape[:-1], dtype=problem.compute_dtype)
-    for block in blocks(problem, inputs):
+    for block in _walk(problem, inputs):
         top, total, sums = _online_state(block, inputs.value.shape[-1])
         for keys in block.key_tiles():
             tile = block.tile(keys)
             weights, top, total, sums = _online_step(tile.scores, top, total, sums)
-            if (dropout := tile.dropout()) is not None:
-                weights *= dropout
+            if (factor := tile.factor()) is not None:
+                weights *= factor
             sums.baddbmm_(weights, tile.value())
         block.put_rows(output, sums / _nonzero(total))
         block.put_rows(lse, _lse(top, total))
@@ -53,13 +56,13 @@ def weights(problem: Problem, inputs: Inputs, lse: Tensor) -> Tensor:
     mean = problem.weights == "mean"
     shape = (problem.batch, 1 if mean else problem.heads, problem.len_q, problem.len_k)
     result = inputs.query.new_zeros(shape, dtype=problem.compute_dtype if mean else problem.dtype)
-    for block in blocks(problem, inputs):
+    for block in _walk(problem, inputs):
         row_lse = _finite(block.take_rows(lse))
         for keys in block.key_tiles():
             tile = block.tile(keys)
             weights = tile.weights(row_lse)
-            if (dropout := tile.dropout()) is not None:
-                weights *= dropout
+            if (factor := tile.factor()) is not None:
+                weights *= factor
             part = block.as_heads(weights)
             block.take_mask(result, keys).add_(part.sum(1, keepdim=True) / problem.heads if mean else part)
     return result.squeeze(1).to(problem.dtype) if mean else result
@@ -68,7 +71,7 @@ def weights(problem: Problem, inputs: Inputs, lse: Tensor) -> Tensor:
 def backward(
     problem: Problem,
     inputs: Inputs,
-    lse: Tensor,
+    lse: Tensor | None = None,
     *,
     grad_output: Tensor | None = None,
     output: Tensor | None = None,
@@ -79,9 +82,12 @@ def backward(
 ) -> Gradients:
     """Gradients of anything that reaches the scores through the softmax weights `p`.
 
-    With `g = dropout * (grad_output . value + grad_weights)`, absent terms being 0,
+    With `g = factor * (grad_output . value + grad_weights)`, absent terms being 0 and the factor dropout and Gaussian,
     `dS = p * (g - sum_j p_j g_j - row - entropy * (s - lse))`; `row` and `entropy` are `(B, H, Lq)`.
+    With `z = (j - center) / sigma`, the gradients of center and sigma are the sums of t z / sigma and t z^2 / sigma,
+    where t is dS if the Gaussian is inside of the softmax (renormalize), else p g.
     The value's gradient is None without `grad_output`; `output` is what `softmax` returned, if it ran.
+    Without a softmax (see `mac`) there is `grad_output` alone, and dS is g times the activation's derivative.
     """
     only_output = row is None and not needs_mask and output is not None and grad_output is not None
     if only_output and sdpa.can_run(problem, inputs) and sdpa.is_sound(lse):
@@ -94,26 +100,30 @@ def backward(
     grad_key = torch.zeros(inputs.key.shape, dtype=dtype, device=device)
     grad_value = torch.zeros(inputs.value.shape, dtype=dtype, device=device) if grad_output is not None else None
     grad_mask = torch.zeros(inputs.attn_mask.shape, dtype=dtype, device=device) if needs_mask else None
-    for block in blocks(problem, inputs):
-        terms = _RowTerms(block, lse, grad_output, grad_weights, row, entropy)
+    grad_center, grad_sigma = (torch.zeros_like(lse) if problem.sigma else None for _ in range(2))
+    for block in _walk(problem, inputs):
         tiles = list(block.key_tiles())
-        if len(tiles) > 1 and terms.reach_weights:
-            for keys in tiles:
-                terms.add_to_mean(block.tile(keys))
+        if problem.kind == "mac":
+            terms = unnormalised.RowTerms(block, grad_output)
+        else:
+            terms = _RowTerms(block, tiles, lse, grad_output, grad_weights, row, entropy)
         block_grad_query = torch.zeros_like(block.query)
         for keys in tiles:
             tile = block.tile(keys)
-            dropped, grad_score = terms.score_gradient(tile, whole_row=len(tiles) == 1)
+            weights, grad_score = terms.score_gradient(tile)
             if grad_output is not None:
-                block.take_keys(grad_value, keys).add_(dropped.mT @ terms.grad_output)
+                block.add_keys(grad_value, keys, weights.mT @ terms.grad_output)
             if needs_mask:
-                _accumulate(block.take_mask(grad_mask, keys), block.as_heads(grad_score))
+                block.add_mask(grad_mask, keys, block.as_heads(grad_score))
             if tile.slope is not None:
                 grad_score = grad_score * tile.slope
             block_grad_query.baddbmm_(grad_score, tile.key)
-            block.take_keys(grad_key, keys).add_(grad_score.mT @ block.query)
+            block.add_keys(grad_key, keys, grad_score.mT @ block.query)
         block.put_rows(grad_query, block_grad_query.mul_(problem.scale))
-    return Gradients(grad_query, grad_key.mul_(problem.scale), grad_value, grad_mask)
+        if problem.sigma:
+            block.put_rows(grad_center, terms.grad_center / block.sigma)
+            block.put_rows(grad_sigma, terms.grad_sigma / block.sigma)
+    return Gradients(grad_query, grad_key.mul_(problem.scale), grad_value, grad_mask, grad_center, grad_sigma)
 
 
 def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -127,7 +137,7 @@ def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Te
         torch.empty(shape, **kwargs),
         torch.empty(shape, **kwargs),
     )
-    for block in blocks(problem, inputs):
+    for block in _walk(problem, inputs):
         top, total, _ = _online_state(block, 0)
         surprise = torch.zeros_like(total)  # sum of e^(s - top) * (s - top)
         picks = _Picks(block, draws, like=total)
@@ -158,7 +168,7 @@ def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Te
 class _RowTerms:
     """What the backward of one block needs of its rows, besides their queries."""
 
-    def __init__(self, block: Block, lse, grad_output, grad_weights, row, entropy):
+    def __init__(self, block: Block, tiles: list[tuple[int, int]], lse, grad_output, grad_weights, row, entropy):
         def rows(tensor):
             return None if tensor is None else block.take_rows(tensor)
 
@@ -167,45 +177,56 @@ class _RowTerms:
         self.grad_weights = grad_weights
         self.row = 0.0 if row is None else rows(row).unsqueeze(-1)
         self.entropy = None if entropy is None else rows(entropy).unsqueeze(-1)
+        self.whole_row = len(tiles) == 1  # then the mean is at hand with the gradient
+        if not self.whole_row and not (grad_output is None and grad_weights is None):
+            for keys in tiles:
+                self._add_to_mean(block.tile(keys))
+        self.grad_center = self.grad_sigma = 0.0  # times sigma
 
-    @property
-    def reach_weights(self) -> bool:
-        """Whether any gradient comes through the weights, whose mean over the row is then needed."""
-        return self.grad_output is not None or self.grad_weights is not None
-
-    def add_to_mean(self, tile: Tile) -> None:
+    def _add_to_mean(self, tile: Tile) -> None:
         """Adds the tile's share of `sum_j p_j g_j` to what is subtracted from g."""
         gradient, _ = self._weight_gradient(tile)
         self.row = self.row + (tile.weights(self.lse) * gradient).sum(-1, keepdim=True)
 
-    def score_gradient(self, tile: Tile, whole_row: bool) -> tuple[Tensor, Tensor]:
-        """Weights after dropout, and dS. whole_row: the tile holds all keys of its rows, so their mean is at hand."""
-        gradient, dropout = self._weight_gradient(tile)
+    def score_gradient(self, tile: Tile) -> tuple[Tensor, Tensor]:
+        """Weights after dropout and Gaussian, and dS."""
+        problem = tile.block.problem
+        gradient, factor = self._weight_gradient(tile)
         surprise = None
         if self.entropy is not None:
             surprise = (tile.scores - self.lse.unsqueeze(-1)).clamp_(min=FAR).mul_(self.entropy)
         weights = tile.weights(self.lse)
-        dropped = weights if dropout is None else weights * dropout
+        final = weights if factor is None else weights * factor
         if gradient is None:
-            return dropped, weights * (-self.row if surprise is None else surprise.neg_().sub_(self.row))
-        if whole_row:
+            gradient = torch.zeros_like(weights)
+        elif self.whole_row:
             self.row = self.row + torch.linalg.vecdot(weights, gradient).unsqueeze(-1)
+        if problem.sigma and not problem.renormalize:
+            self._add_to_gaussian(tile, weights * gradient)
         gradient -= self.row
         if surprise is not None:
             gradient -= surprise
-        return dropped, gradient.mul_(weights)
+        grad_score = gradient.mul_(weights)
+        if problem.renormalize:
+            self._add_to_gaussian(tile, grad_score)
+        return final, grad_score
+
+    def _add_to_gaussian(self, tile: Tile, part: Tensor) -> None:
+        part = part * tile.distance_in_sigmas
+        self.grad_center = self.grad_center + part.sum(-1, keepdim=True)
+        self.grad_sigma = self.grad_sigma + (part * tile.distance_in_sigmas).sum(-1, keepdim=True)
 
     def _weight_gradient(self, tile: Tile) -> tuple[Tensor | None, Tensor | None]:
-        """`g`, the gradient to the weights before dropout, and the dropout; None if absent."""
-        block, dropout = tile.block, tile.dropout()
+        """`g`, the gradient to the softmax's weights, and what multiplies them; None if absent."""
+        block, factor = tile.block, tile.factor()
         gradient = torch.bmm(self.grad_output, tile.value().mT) if self.grad_output is not None else None
         if self.grad_weights is not None:
             if gradient is None:
                 gradient = torch.zeros_like(tile.scores)
             block.as_heads(gradient).add_(block.take_mask(self.grad_weights, tile.keys))
-        if gradient is not None and dropout is not None:
-            gradient *= dropout
-        return gradient, dropout
+        if gradient is not None and factor is not None:
+            gradient *= factor
+        return gradient, factor
 
 
 class _Picks:
@@ -261,6 +282,10 @@ class _Picks:
         return u.flatten(2, 3).to(problem.compute_dtype)
 
 
+def _walk(problem: Problem, inputs: Inputs) -> Iterator[Block]:
+    return centered.blocks(problem, inputs) if problem.center else blocks(problem, inputs)
+
+
 def _online_state(block: Block, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Running maximum (finite, so that differences are), running sum, running weighted values."""
     shape = block.query.shape[:-1]
@@ -274,12 +299,6 @@ def _online_step(scores: Tensor, top: Tensor, total: Tensor, sums: Tensor) -> tu
     decay = (top - new_top).exp_()
     weights = exp_(scores.sub_(new_top))
     return weights, new_top, total * decay + weights.sum(-1, keepdim=True), sums.mul_(decay)
-
-
-def _accumulate(total: Tensor, part: Tensor) -> None:
-    """Adds `part`, summed over the dimensions in which `total` has size 1."""
-    summed = [d for d in range(4) if total.shape[d] == 1 != part.shape[d]]
-    total.add_(part.sum(summed, keepdim=True) if summed else part)
 
 
 def _nonzero(total: Tensor) -> Tensor:

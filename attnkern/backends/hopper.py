@@ -17,15 +17,16 @@ from attnkern.problem import Gradients, Inputs, Problem, new_output
 
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 WIDTHS = (64, 128, 256)  # of kernels; smaller heads are padded with zeros on their way in
-WIDEST_BACKWARD = 128
 
 # tiles of the kernels, as csrc/instances chooses them: (queries, keys), by width
 FORWARD_TILE = {64: (192, 128), 128: (128, 128), 256: (128, 64)}
-DENSE_FORWARD_TILE = {64: (192, 128), 128: (128, 160), 256: (128, 80)}  # no window, mask, soft cap or dropout
+DENSE_FORWARD_TILE = {64: (192, 128), 128: (128, 160), 256: (128, 80)}  # no window
+EXTRAS_FORWARD_TILE = {64: (128, 128), 128: (128, 128), 256: (128, 64)}  # mask, soft cap or dropout
 SAMPLE_TILE = {64: (192, 128), 128: (192, 128), 256: (128, 128)}  # one sample
 SAMPLES_TILE = dict.fromkeys(WIDTHS, (128, 128))  # up to four at once
 SAMPLES_AT_ONCE = 4
 BACKWARD_TILE = {64: (128, 128), 128: (64, 128)}
+BACKWARD_BY_COLUMNS_TILE = {64: (128, 64), 128: (128, 64), 256: (64, 64)}  # extras, and wider heads
 
 QUERY_TILE = 128  # rows that the backward's workspaces are padded to
 ALIGNMENT = 16  # bytes, of addresses and strides that the copy engine takes
@@ -52,7 +53,7 @@ class Kernels:
     def refuses(self, problem: Problem) -> str | None:
         """Why this backend cannot run the problem; None if it can."""
         head = max(problem.head_dim, problem.value_dim)
-        hard = problem.selector != "softmax"
+        hard = problem.kind == "hard"
         if problem.kind == "aoa":
             return "it has no Attention-over-Attention"
         if problem.device != self._device:
@@ -66,20 +67,18 @@ class Kernels:
         if not problem.scale > 0:
             return f"scale {problem.scale} is not positive"
         if problem.center or problem.sigma:
-            return "learned centres and Gaussians run on the reference only"
+            return "it has no learned centres and no Gaussians"
         if problem.query_offset is None:
             return "it has no offsets that differ in a batch"
         if problem.weights:
             return "it has no kernel that writes attention weights"
-        if problem.selector == "argmax":
-            return "it has no argmax"
+        if problem.selector not in ("softmax", "sample"):
+            return f"it has no {problem.selector}"
         if hard and (problem.mask or problem.softcap):
             return "its sampler has neither mask nor softcap"
         if problem.dropout_p and _seen(problem).start % 4:
             return "dropout needs the first key in sight to be a multiple of 4"
         if problem.requires_grad:
-            if head > WIDEST_BACKWARD:
-                return f"head sizes above {WIDEST_BACKWARD} have no backward"
             if problem.straight_through:
                 return "it has no straight-through gradient"
             if torch.are_deterministic_algorithms_enabled():

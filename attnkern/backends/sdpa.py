@@ -31,6 +31,7 @@ def has_kernel(problem: Problem) -> bool:
     return (
         problem.device == "cpu"
         and not problem.softcap
+        and not problem.center
         and not problem.dropout_p
         and problem.group == 1
         and problem.head_dim == problem.value_dim

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attnkern import philox
 from attnkern.problem import UNLIMITED, Inputs, Problem
+from attnkern.reference import FARTHEST_SIGMAS
 
 LOG2E = math.log2(math.e)
 NEG_INF = float("-inf")
@@ -71,6 +72,10 @@ class Block:
         """A tile of `(B, Hkv, Lk, ...)`, as `(n, keys, ...)`; a view if the tensor is contiguous."""
         return tensor[self.batch, self.heads, slice(*keys)].flatten(0, 1).to(self.problem.compute_dtype)
 
+    def add_keys(self, tensor: Tensor, keys: tuple[int, int], part: Tensor) -> None:
+        """Adds `(n, keys, ...)` to a tile of a contiguous `(B, Hkv, Lk, ...)`."""
+        self.take_keys(tensor, keys).add_(part)
+
     def as_heads(self, scores: Tensor) -> Tensor:
         """`(n, group * rows, keys)` viewed as `(batch, heads, rows, keys)`."""
         batch = self.batch.stop - self.batch.start
@@ -83,6 +88,18 @@ class Block:
         whole = slice(None)
         wanted = (self.batch, heads, slice(*self.rows), slice(*keys))
         return tensor[tuple(part if size != 1 else whole for part, size in zip(wanted, tensor.shape))]
+
+    def add_mask(self, tensor: Tensor, keys: tuple[int, int], part: Tensor) -> None:
+        """Adds `(batch, heads, rows, keys)` to the tile, summed over the dimensions in which it has size 1."""
+        total = self.take_mask(tensor, keys)
+        summed = [d for d in range(4) if total.shape[d] == 1 != part.shape[d]]
+        total.add_(part.sum(summed, keepdim=True) if summed else part)
+
+    def dropout_keep(self, keys: tuple[int, int]) -> Tensor:
+        """Which weights of a tile dropout keeps: `(n, group * rows, keys)`."""
+        rows = torch.arange(*self.rows, device=self.inputs.query.device)
+        keep = philox.dropout_keep(self.inputs.seed, rows, self.batch_heads(), keys, self.problem.dropout_p)
+        return keep.flatten(1, 2)
 
     def batch_heads(self) -> Tensor:
         """`batch * heads + head` of the block's query heads: `(n, group)`."""
@@ -119,6 +136,18 @@ class Block:
             self._bands[shape] = band.masked_fill_(outside, NEG_INF).repeat(self.problem.group, 1)
         return self._bands[shape]
 
+    def reached(self, keys: tuple[int, int], bias: Tensor | None) -> Tensor | None:
+        """Keys of a tile that some query may look at: bool `(n, keys, 1)`; None for all."""
+        if bias is None:
+            return None
+        problem, band = self.problem, self.band(keys)
+        if band is not None:
+            bias = bias + band[: self.rows[1] - self.rows[0]]
+        reached = (bias > NEG_INF).any(2)
+        batch, heads = self.batch.stop - self.batch.start, self.heads.stop - self.heads.start
+        reached = reached.expand(batch, heads * problem.group, keys[1] - keys[0])
+        return reached.unflatten(1, (heads, problem.group)).any(2).flatten(0, 1).unsqueeze(-1)
+
 
 class Tile:
     """One rectangle of the score matrix: `scores`, and what its gradient needs.
@@ -133,7 +162,7 @@ class Tile:
         self.block, self.keys = block, keys
         self.key = block.take_keys(block.inputs.key, keys)
         bias = self._bias()
-        self._reachable = self._reached(bias)
+        self._reachable = block.reached(keys, bias)
         if self._reachable is not None:
             self.key = torch.where(self._reachable, self.key, 0.0)
 
@@ -152,6 +181,8 @@ class Tile:
             self.scores = torch.baddbmm(band, query, key, alpha=problem.scale)
         if bias is not None:
             block.as_heads(self.scores).add_(bias)
+        if problem.renormalize:
+            self.scores += self.log_gaussian()
         self.scores.clamp_(max=torch.finfo(self.scores.dtype).max)
 
     def value(self) -> Tensor:
@@ -159,15 +190,24 @@ class Tile:
         value = self.block.take_keys(self.block.inputs.value, self.keys)
         return value if self._reachable is None else torch.where(self._reachable, value, 0.0)
 
-    def dropout(self) -> Tensor | None:
-        """What dropout multiplies the weights by, 0 or 1 / (1 - p); None without dropout."""
-        problem, block = self.block.problem, self.block
-        if not problem.dropout_p:
-            return None
-        rows = torch.arange(*block.rows, device=block.inputs.query.device)
-        keep = philox.dropout_keep(block.inputs.seed, rows, block.batch_heads(), self.keys, problem.dropout_p)
-        kept = philox.dropout_scale(problem.dropout_p)
-        return keep.flatten(1, 2).to(problem.compute_dtype).mul_(kept)
+    def factor(self) -> Tensor | None:
+        """What multiplies the weights after the softmax, dropout and a Gaussian; None for neither."""
+        problem, factor = self.block.problem, None
+        if problem.dropout_p:
+            kept = philox.dropout_scale(problem.dropout_p)
+            factor = self.block.dropout_keep(self.keys).to(problem.compute_dtype).mul_(kept)
+        if problem.sigma and not problem.renormalize:
+            gaussian = exp_(self.log_gaussian())
+            factor = gaussian if factor is None else factor.mul_(gaussian)
+        return factor
+
+    def log_gaussian(self) -> Tensor:
+        return self.distance_in_sigmas.square().mul_(-0.5)
+
+    @cached_property
+    def distance_in_sigmas(self) -> Tensor:
+        """Of keys from the queries' centres: `(n, rows, keys)`."""
+        return self.block.distance(self.keys).div_(self.block.sigma).clamp_(-FARTHEST_SIGMAS, FARTHEST_SIGMAS)
 
     def weights(self, lse: Tensor) -> Tensor:
         """Softmax weights given the rows' (finite) lse, before dropout; reuses the scores' memory."""
@@ -184,20 +224,6 @@ class Tile:
         if mask.dtype == torch.bool:
             return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, NEG_INF)
         return mask.to(dtype)
-
-    def _reached(self, bias: Tensor | None) -> Tensor | None:
-        """Keys that some query of the block may look at: bool `(n, keys, 1)`; None for all."""
-        if bias is None:
-            return None
-        block, problem = self.block, self.block.problem
-        band = block.band(self.keys)
-        if band is not None:
-            bias = bias + band[: block.rows[1] - block.rows[0]]
-        reached = (bias > NEG_INF).any(2)
-        batch, heads = block.batch.stop - block.batch.start, block.heads.stop - block.heads.start
-        count = self.keys[1] - self.keys[0]
-        reached = reached.expand(batch, heads * problem.group, count).unflatten(1, (heads, problem.group))
-        return reached.any(2).flatten(0, 1).unsqueeze(-1)
 
 
 def exp_(x: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ MASK_PROGRAMS = 256  # of backward_mask: enough to fill a GPU
 def refuses(problem: Problem) -> str | None:
     """Why this backend cannot run the problem; None if it can."""
     if problem.center or problem.sigma:
-        return "learned centres and Gaussians run on the reference only"
+        return "it has no learned centres and no Gaussians"
     if problem.dtype not in DTYPES:
         return f"dtype {problem.dtype} is not float16, bfloat16 or float32"
     if problem.kind != "aoa" and max(problem.head_dim, problem.value_dim) > LARGEST_HEAD:
@@ -54,7 +54,7 @@ def refuses(problem: Problem) -> str | None:
 
 
 def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Output `(B, H, Lq, Ev)` and lse `(B, H, Lq)`."""
+    """Output `(B, H, Lq, Ev)` and lse `(B, H, Lq)`; without a softmax (see `mac`) the lse stays -inf."""
     inputs = _unit_stride(inputs)
     output = new_output(inputs.query, inputs.value)
     lse = inputs.query.new_full(output.shape[:-1], float("-inf"), dtype=torch.float32)
@@ -67,6 +67,11 @@ def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
         _arguments(problem, inputs) | _strides(output, "ob", "oh", "om") | {"output": output, "lse": lse},
     )
     return output, lse
+
+
+def mac(problem: Problem, inputs: Inputs) -> Tensor:
+    """Output `(B, H, Lq, Ev)` of weights that are linear, relu or exp of their scores."""
+    return softmax(problem, inputs)[0]
 
 
 def weights(problem: Problem, inputs: Inputs, lse: Tensor) -> Tensor:
@@ -90,7 +95,7 @@ def weights(problem: Problem, inputs: Inputs, lse: Tensor) -> Tensor:
 def backward(
     problem: Problem,
     inputs: Inputs,
-    lse: Tensor,
+    lse: Tensor | None = None,
     *,
     grad_output: Tensor | None = None,
     output: Tensor | None = None,
@@ -99,7 +104,10 @@ def backward(
     entropy: Tensor | None = None,
     needs_mask: bool = False,
 ) -> Gradients:
-    """Gradients of anything that reaches the scores through the softmax weights; see triton_kernels/backward.py."""
+    """Gradients of anything that reaches the scores through the weights; see triton_kernels/backward.py.
+
+    lse: None where the weights are no softmax.
+    """
     inputs = _unit_stride(inputs)
     grad_query = torch.empty_like(inputs.query)
     grad_key = torch.empty_like(inputs.key)
@@ -110,6 +118,7 @@ def backward(
         return Gradients(grad_query.zero_(), grad_key.zero_(), value, grad_mask)
 
     absent = inputs.query  # stands for any tensor that the compiled kernel never reads
+    lse = inputs.query.new_empty(inputs.query.shape[:3], dtype=torch.float32) if lse is None else lse
     do = with_unit_stride(grad_output) if grad_output is not None else absent
     dw = broadcastable(grad_weights) if grad_weights is not None else absent
     arguments = _arguments(problem, inputs) | _strides(do, "ob", "oh", "om") | _strides(dw, "gb", "gh", "gi", "gj")
@@ -123,7 +132,7 @@ def backward(
         "HAS_ENTROPY": entropy is not None,
     }
     arguments |= _strides(grad_query, "dqb", "dqh", "dqm") | {"grad_query": grad_query}
-    arguments["row"] = _row_terms(problem, arguments, output, row)
+    arguments["row"] = lse if problem.kind == "mac" else _row_terms(problem, arguments, output, row)
     _launch_query(problem, arguments, mean=False)
     dv = grad_value if grad_value is not None else absent
     _launch(
@@ -246,7 +255,7 @@ def _config(kernel, problem: Problem, run=None) -> tuning.Config:
 
 def _arguments(problem: Problem, inputs: Inputs) -> dict:
     """What every kernel may ask for: tensors, strides, sizes and compile-time choices."""
-    query, key, value, mask, offsets, seed = inputs
+    query, key, value, mask, offsets, seed, *_ = inputs
     left, right = problem.band
     stand_in = query  # for tensors that the compiled kernel never reads
     block_e, block_v = padded_widths(problem)
@@ -268,8 +277,15 @@ def _arguments(problem: Problem, inputs: Inputs) -> dict:
         "BLOCK_E": block_e, "BLOCK_V": block_v,
         "MASK": problem.mask or "none", "OFFSETS": offsets is not None, "SOFTCAP": problem.softcap > 0,
         "LEFT": left != UNLIMITED, "RIGHT": right != UNLIMITED, "DROPOUT": problem.dropout_p > 0,
-        "PRECISION": precision(problem.dtype), "UNIT": 1.0 if problem.dtype == torch.float32 else LOG2E.value,
+        "ACTIVATION": problem.selector if problem.kind == "mac" else "softmax",
+        "PRECISION": precision(problem.dtype), "UNIT": _unit(problem),
     }  # fmt: skip
+
+
+def _unit(problem: Problem) -> float:
+    """What one nat of score counts in the kernels; see triton_kernels/__init__.py."""
+    exact = problem.dtype == torch.float32 or problem.selector in ("linear", "relu")
+    return 1.0 if exact else LOG2E.value
 
 
 def precision(dtype: torch.dtype) -> str:

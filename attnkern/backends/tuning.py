@@ -80,6 +80,11 @@ HOPPER: Table = {
     },
 }
 
+# without a softmax the largest tile spills
+HOPPER_UNNORMALISED: Table = {
+    "softmax_forward": HOPPER["softmax_forward"] | {128: HOPPER["softmax_forward"][128][1:]},
+}
+
 # a mask takes a tile of the loop's memory as well
 MASKED: Table = {
     "softmax_forward": {
@@ -124,6 +129,8 @@ def candidates(kernel: str, problem: Problem, capability: int) -> tuple[Config, 
         row = THIRTY_TWO_BIT[kernel]
     else:
         rows = SIXTEEN_BIT | (HOPPER if capability == 90 else {})
+        if problem.kind == "mac" and capability == 90:
+            rows |= HOPPER_UNNORMALISED
         if problem.mask:
             rows |= MASKED | (HOPPER_MASKED if capability == 90 else {})
         row = rows[kernel]

@@ -18,7 +18,6 @@ from attnkern.commands import CommandError, machine_code, problem_flags
 from attnkern.commands.info import missing
 from attnkern.mac import counters
 from attnkern.mac.calls import call_of
-from attnkern.mac.profiling import device_of
 
 FEATURES, HEADS, LAYERS = 768, 12, 2
 TOKENS = {"cpu": (1, 128), "cuda": (32, 512)}  # batch and length
@@ -59,16 +58,15 @@ def run(arguments: argparse.Namespace) -> int:
     backward = arguments.backward
     try:
         if problem is not None:
-            model, inputs = call_of(problem, backward, arguments.backend), ()
+            model, inputs = call_of(problem, backward, arguments.backend)
         else:
             model, inputs = _imported(arguments.model) if arguments.model else _encoder(arguments.device)
-        roofs = mac.roofs(device_of(model, inputs), fresh=arguments.fresh_roofs, progress=_bar)
+        roofs = mac.roofs(_device(model, inputs), fresh=arguments.fresh_roofs, progress=_bar)
         profile = mac.profile(model, *inputs, backward=backward, roofs=roofs)
-    except (attnkern.UnsupportedProblem, ValueError, TypeError, torch.OutOfMemoryError) as error:
+        floor = "" if problem is None else _against_floor(problem, profile, roofs, arguments)
+    except (RuntimeError, ValueError, TypeError) as error:
         raise CommandError(str(error).splitlines()[0]) from None
-    print(profile)
-    if problem is not None:
-        print(_against_floor(problem, profile, roofs, arguments))
+    print(f"{profile}\n{floor}".rstrip())
     if arguments.json:
         profile.to_json(arguments.json)
     if arguments.trace:
@@ -83,7 +81,7 @@ def _against_floor(problem, profile: mac.Profile, roofs: mac.Roofs, arguments: a
     share = count.useful_macs / count.issued_macs if count.issued_macs else 1.0
     lines = [
         "",
-        f"{problem}",
+        str(problem),
         f"useful MACs {count.useful_macs:,}, {share:.0%} of those in the tiles computed; bytes {count.bytes:,}; "
         f"exps {count.exps:,}; random words {count.randoms:,}",
         f"floor {1e3 * floor.seconds:.3f} ms, set by {floor.limit}: {profile.seconds / floor.seconds:.1f} times "
@@ -130,6 +128,13 @@ def _imported(name: str) -> tuple:
     if not isinstance(made, tuple) or not made or not callable(made[0]):
         raise CommandError(f"--model {name} must return a model and its inputs, as a tuple")
     return made[0], made[1:]
+
+
+def _device(model, inputs: tuple) -> torch.device:
+    """Of the first tensor that is on a GPU; else the CPU."""
+    tensors = [tensor for tensor in inputs if isinstance(tensor, torch.Tensor)]
+    tensors += model.parameters() if isinstance(model, nn.Module) else ()
+    return next((tensor.device for tensor in tensors if tensor.is_cuda), torch.device("cpu"))
 
 
 def _bar(names: list) -> Iterator:

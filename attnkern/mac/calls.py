@@ -9,8 +9,10 @@ import attnkern
 from attnkern.problem import Problem
 
 
-def call_of(problem: Problem, backward: bool = False, backend: str | None = None) -> Callable[[], object]:
-    """A function that makes the call, on tensors made beforehand; with `backward`, they have gradients."""
+def call_of(
+    problem: Problem, backward: bool = False, backend: str | None = None
+) -> tuple[Callable[..., object], tuple[Tensor, ...]]:
+    """A function of query, key and value that makes the call, and those; with `backward`, they have gradients."""
     like = {"dtype": problem.dtype, "device": problem.device}
     query = torch.randn(problem.batch, problem.heads, problem.len_q, problem.head_dim, **like)
     key = torch.randn(problem.batch, problem.kv_heads, problem.len_k, problem.head_dim, **like)
@@ -26,11 +28,11 @@ def call_of(problem: Problem, backward: bool = False, backend: str | None = None
         "query_offset": problem.query_offset or 0,
         "backend": backend,
     }
-    if problem.selector != "softmax":
+    if problem.kind == "hard":
         options |= {"window": problem.window, "num_samples": problem.num_samples}
-        return lambda: _reinforced(attnkern.hard_attention(query, key, value, **options))
+        return lambda *tensors: _reinforced(attnkern.hard_attention(*tensors, **options)), (query, key, value)
     options |= {"window": problem.window, "dropout_p": problem.dropout_p}
-    return lambda: attnkern.local_attention(query, key, value, **options)
+    return lambda *tensors: attnkern.local_attention(*tensors, **options), (query, key, value)
 
 
 def _reinforced(hard: attnkern.HardAttention) -> tuple[Tensor, ...]:

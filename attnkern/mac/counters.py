@@ -116,10 +116,10 @@ def _counted(problem: Problem, backward: bool, backend: str | None) -> None:
     """Once to compile and to warm up, once between start and stop."""
     from attnkern.mac.calls import call_of
 
-    call = call_of(problem, backward, backend)
+    call, tensors = call_of(problem, backward, backend)
 
     def run() -> None:
-        result = call()
+        result = call(*tensors)
         if backward:
             sum(part.sum() for part in (result if isinstance(result, tuple) else (result,))).backward()
         torch.cuda.synchronize()

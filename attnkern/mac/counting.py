@@ -9,13 +9,13 @@ import torch
 from attnkern import products
 from attnkern.backends.choose import choose
 from attnkern.mac import issued
-from attnkern.mac.issued import Operation, Pass, Sources
+from attnkern.mac.issued import HARD, Operation, Pass, Sources
 from attnkern.philox import SAMPLE_BLOCK
-from attnkern.problem import Problem
+from attnkern.problem import UNNORMALISED, Problem
 
 Phase = Literal["forward", "backward", "training"]
 PHASES = ("forward", "backward", "training")
-SOFTMAX_RESULTS = ("output", "lse", "weights")
+SOFT_RESULTS = ("output", "lse", "weights")
 HARD_RESULTS = ("output", "score", "lse", "entropy")
 INDEX_BYTES = 8
 SPARSE = "sparse"  # what runs at the draws: torch's own kernels
@@ -54,6 +54,7 @@ def count(
 
     Exact wherever the prior is known in numbers. Windows around learned centres, and at offsets that differ in a
     batch, depend on a tensor, and so does what a mask hides: there the count is an upper bound.
+    Torch's `FlopCounterMode` counts twice `useful_macs`; on the reference, plain torch, twice `issued_macs`.
 
     Args:
         which: "forward", "backward", or "training" for both.
@@ -69,8 +70,8 @@ def count(
     """
     through = _checked(problem, which, through)
     if which == "training":
-        phases = (count(problem, phase, through=through, backend=backend) for phase in ("forward", "backward"))
-        return next(phases) + next(phases)
+        options = {"through": through, "backend": backend}
+        return count(problem, "forward", **options) + count(problem, "backward", **options)
     useful = COUNTERS[problem.selector](problem, which == "backward", through)
     macs = sum(one.macs for one in passes(problem, which, through=through, backend=backend))
     return dataclasses.replace(useful, issued_macs=macs)
@@ -89,7 +90,7 @@ def passes(
             continue
         for operation, part, sources in _steps(problem, call, through):
             found += issued.passes(part, operation, sources, choose(part, backend))
-        if phase == "backward" and problem.selector != "softmax":
+        if phase == "backward" and problem.selector in HARD:
             macs = products.hard_at_draws(problem, output="output" in through, score="score" in through)
             draws = problem.num_samples * problem.batch * problem.heads * problem.len_q
             found += [Pass(SPARSE, draws, macs // draws)] if macs else []
@@ -99,7 +100,7 @@ def passes(
 def _whole(call: Problem, through: set[str]) -> tuple[Operation, Sources]:
     """A phase as one operation."""
     if not call.requires_grad:
-        return "softmax" if call.selector == "softmax" else "sample", Sources()
+        return "sample" if call.selector in HARD else "softmax", Sources()
     rows = not through.isdisjoint(("score", "lse", "entropy"))
     return "backward", Sources(output="output" in through, row=rows, weights="weights" in through)
 
@@ -107,7 +108,7 @@ def _whole(call: Problem, through: set[str]) -> tuple[Operation, Sources]:
 def _steps(problem: Problem, call: Problem, through: set[str]) -> list[tuple[Operation, Problem, Sources]]:
     """The operations of a phase as `attnkern.ops` calls them, one backend each; `call` is without weights."""
     backward = call.requires_grad
-    if problem.selector != "softmax":
+    if problem.selector in HARD:
         soft = problem.straight_through and "output" in through
         dense = not through.isdisjoint(("lse", "entropy"))
         if not backward:
@@ -162,6 +163,14 @@ def _softmax(problem: Problem, backward: bool, through: set[str]) -> Count:
     )
 
 
+def _unnormalised(problem: Problem, backward: bool, through: set[str]) -> Count:
+    sizes, features = _Sizes(problem), problem.dtype.itemsize * (problem.head_dim + problem.value_dim)
+    macs = products.softmax_backward(problem) if backward else products.softmax(problem)
+    moved = features * (sizes.queries + sizes.seen + backward * (sizes.queries + sizes.keys))
+    exps = problem.pairs() * ((problem.selector == "exp") + bool(problem.softcap))
+    return Count(useful_macs=macs, bytes=moved, exps=exps)
+
+
 def _hard(problem: Problem, backward: bool, through: set[str]) -> Count:
     sizes = _Sizes(problem)
     exps = problem.pairs() * (1 + bool(problem.softcap))
@@ -181,8 +190,9 @@ def _hard(problem: Problem, backward: bool, through: set[str]) -> Count:
     return Count(useful_macs=macs, bytes=moved, exps=exps * dense)
 
 
-# one line for each selector: (problem, whether backward, which results have gradients) -> Count without issued MACs
-COUNTERS = {"softmax": _softmax, "sample": _hard, "argmax": _hard}
+# A line for each selector: (problem, whether backward, which results have gradients) -> Count without issued MACs,
+# which are the backends' own (issued.py).
+COUNTERS = {"softmax": _softmax, "sample": _hard, "argmax": _hard} | dict.fromkeys(UNNORMALISED, _unnormalised)
 
 
 def _keys_seen(problem: Problem) -> int:
@@ -212,11 +222,12 @@ def _checked(problem: Problem, which: str, through: Iterable[str] | None) -> set
         raise TypeError(f"problem must be an attnkern.Problem, got {type(problem).__name__}")
     if which not in PHASES:
         raise ValueError(f"which must be one of {', '.join(PHASES)}, got {which!r}")
-    softmax = problem.selector == "softmax"
+    if problem.selector not in COUNTERS:
+        raise ValueError(f"problem.selector must be one of {', '.join(COUNTERS)}, got {problem.selector!r}")
     if through is None:
-        return {"output"} if softmax else {"output", "score", "lse"}
+        return {"output", "score", "lse"} if problem.selector in HARD else {"output"}
     through = {through} if isinstance(through, str) else set(through)
-    allowed = SOFTMAX_RESULTS if softmax else HARD_RESULTS
+    allowed = {"hard": HARD_RESULTS, "mac": ("output",)}.get(problem.kind, SOFT_RESULTS)
     if not through or not through <= set(allowed):
         raise ValueError(f"through must name some of {', '.join(allowed)}, got {sorted(through)}")
     return through

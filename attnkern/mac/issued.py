@@ -14,6 +14,7 @@ from attnkern.philox import SAMPLE_BLOCK
 from attnkern.problem import UNLIMITED, Problem
 
 HOPPER = 90  # the compute capability that is taken for granted where there is no GPU
+HARD = ("sample", "argmax")  # selectors; all others weigh every value
 Operation = Literal["softmax", "weights", "sample", "backward"]
 
 
@@ -35,7 +36,7 @@ class Pass(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """Which results a backward's sources come from; `row` stands for lse, entropy and scores at the draws."""
+    """Which results a backward's gradients come from; `row` stands for lse, entropy and scores at the draws."""
 
     output: bool = False
     row: bool = False
@@ -53,8 +54,8 @@ def _reference(problem: Problem, operation: Operation, sources: Sources) -> list
     """The whole matrix; the scores are stored for the backward."""
     pairs = problem.batch * problem.heads * problem.len_q * problem.len_k
     score, value = problem.head_dim, problem.value_dim
-    soft = problem.selector == "softmax" or problem.straight_through
-    hard_rows = 0 if problem.selector == "softmax" else problem.num_samples  # one-hot, each times the values
+    soft = problem.selector not in HARD or problem.straight_through
+    hard_rows = problem.num_samples if problem.selector in HARD else 0  # one-hot, each times the values
     forward = score + value * (hard_rows + soft)
     through_scores = soft and sources.output or sources.row or sources.weights
     backward = 2 * score * through_scores + value * (hard_rows + 2 * soft) * sources.output
@@ -65,7 +66,7 @@ def _reference(problem: Problem, operation: Operation, sources: Sources) -> list
 
 def _blocked(problem: Problem, operation: Operation, sources: Sources) -> list[Pass]:
     score, value = problem.head_dim, problem.value_dim
-    plain_backward = operation == "backward" and problem.selector == "softmax" and sources == Sources(output=True)
+    plain_backward = operation == "backward" and problem.selector not in HARD and sources == Sources(output=True)
     if sdpa.suits(problem) and (operation == "softmax" or plain_backward):
         skips = problem.causal and sdpa.is_plain(problem)
         seen = dataclasses.replace(problem, causal=skips, window=(UNLIMITED, UNLIMITED))
@@ -83,8 +84,8 @@ def _blocked(problem: Problem, operation: Operation, sources: Sources) -> list[P
     if operation != "backward":
         return [Pass("tiles", pairs, score + value * (operation == "softmax"))]
     found = [Pass("tiles", pairs, 3 * score + 2 * value * sources.output)]
-    mean = again and (sources.output or sources.weights)  # of the gradients of a row's weights
-    return [Pass("tiles, mean", again, score + value * sources.output), *found] if mean else found
+    mean = problem.kind != "mac" and (sources.output or sources.weights)  # of the gradients of a row's weights
+    return [Pass("tiles, mean", again, score + value * sources.output), *found] if again and mean else found
 
 
 def _walked(problem: Problem, align: int) -> tuple[int, int]:
@@ -93,7 +94,7 @@ def _walked(problem: Problem, align: int) -> tuple[int, int]:
     pairs = again = 0
     for first in range(0, problem.len_q, rows):
         last = min(first + rows, problem.len_q)
-        begin, end = _key_range(problem, first, last)
+        begin, end = _key_range(problem, first, last, align)
         if begin == end:
             continue
         found = tiles.key_tiles(begin, end, align)
@@ -124,8 +125,8 @@ def _triton(problem: Problem, operation: Operation, sources: Sources) -> list[Pa
         one("backward_query", 2 * score + output),
         one("backward_key_value", 2 * score + 2 * output, by="key"),
     ]
-    by_output = sources.output and problem.selector == "softmax" and problem.dtype.itemsize == 2
-    if (sources.output or sources.weights) and not by_output:
+    by_output = sources.output and problem.kind != "hard" and problem.dtype.itemsize == 2
+    if (sources.output or sources.weights) and not by_output and problem.kind != "mac":
         found.insert(0, one("backward_query", score + output, name="backward_query, mean"))
     return found
 
@@ -140,6 +141,7 @@ def _triton_config(kernel: str, problem: Problem) -> tuning.Config:
 
 
 def _cuda(problem: Problem, operation: Operation, sources: Sources) -> list[Pass]:
+    """But for one product of scores that a block starts, in vain, when its last tile is done."""
     width, extras = hopper.width_of(problem), problem.mask or problem.softcap or problem.dropout_p
     if operation == "sample":
         rounds = -(-problem.num_samples // hopper.SAMPLES_AT_ONCE)
@@ -150,10 +152,13 @@ def _cuda(problem: Problem, operation: Operation, sources: Sources) -> list[Pass
         return []
     cut = dataclasses.replace(problem, len_k=seen[1] - seen[0], query_offset=problem.query_offset - seen[0])
     if operation == "softmax":
-        dense = problem.band == (UNLIMITED, UNLIMITED) and not extras
-        tile = (hopper.DENSE_FORWARD_TILE if dense else hopper.FORWARD_TILE)[width]
+        dense = problem.band == (UNLIMITED, UNLIMITED)
+        table = hopper.DENSE_FORWARD_TILE if dense else hopper.FORWARD_TILE
+        tile = (hopper.EXTRAS_FORWARD_TILE if extras else table)[width]
         return [Pass("softmax_forward", _by_query(cut, *tile, least=1), 2 * width)]
-    features = (5 if problem.selector == "softmax" else 3) * width
+    features = (3 if problem.selector in HARD else 5) * width
+    if extras or width not in hopper.BACKWARD_TILE:
+        return [Pass("softmax_backward_by_columns", _by_key(cut, *hopper.BACKWARD_BY_COLUMNS_TILE[width]), features)]
     return [Pass("softmax_backward", _by_key(cut, *hopper.BACKWARD_TILE[width]), features)]
 
 
@@ -175,7 +180,7 @@ def _by_query(problem: Problem, rows: int, keys: int, *, padded: bool = True, le
     pairs = 0
     for first in range(0, problem.len_q, rows):
         last = min(first + rows, problem.len_q)
-        begin, end = _key_range(problem, first, last)
+        begin, end = _key_range(problem, first, last, keys)
         covered = max(_covered(begin, end, keys), least * keys)
         pairs += rows * covered if padded else (last - first) * min(covered, problem.len_k)
     return problem.batch * problem.heads * pairs
@@ -196,15 +201,16 @@ def _by_key(problem: Problem, rows: int, keys: int) -> int:
     return problem.batch * problem.heads * pairs
 
 
-def _key_range(problem: Problem, first: int, last: int) -> tuple[int, int]:
+def _key_range(problem: Problem, first: int, last: int, tile: int) -> tuple[int, int]:
+    """Keys that the rows look at; as many as they may at most, for tiles of this size, if that differs in a batch."""
     if problem.query_offset is None:
         left, right = problem.band
-        return _somewhere(left, right, last - first, problem.len_k, 1)
+        return _somewhere(left, right, last - first, problem.len_k, tile)
     return problem.key_range(first, last)
 
 
 def _somewhere(left: int, right: int, size: int, length: int, tile: int) -> tuple[int, int]:
-    """A range as wide as a window seen from `size` neighbours can be, where its place is not known."""
+    """A range that touches as many tiles as what `size` neighbours see by a window can, wherever it is."""
     return 0, length if UNLIMITED in (left, right) else min(length, size + left + right + tile - 1)
 
 

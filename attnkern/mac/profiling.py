@@ -119,8 +119,6 @@ def profile(
     """
     if not callable(model):
         raise TypeError(f"model must be a module or a function, got {type(model).__name__}")
-    device = device_of(model, (inputs, kwargs))
-    roofs = roofs or measure_roofs(device)
     gradients = {}  # of the leaves of the graph, as they were
 
     def clear() -> None:
@@ -142,6 +140,8 @@ def profile(
         call()
         with Modules(model) as modules, Recorder(modules) as recorder:
             call()
+        device = recorder.device
+        roofs = roofs or measure_roofs(device)
         seconds = _median_seconds(call, device)
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
         options = {"activities": activities, "profile_memory": True}
@@ -215,13 +215,6 @@ def _sum(name: str, kind: str, rows: list[Row], calls: int | None = None, peak: 
 
 def _inside(module: str, name: str) -> bool:
     return module == name or module.startswith(name + ".")
-
-
-def device_of(model: nn.Module | Callable, inputs: tuple) -> torch.device:
-    """Of the first tensor that is on a GPU; else the CPU."""
-    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    tensors += model.parameters() if isinstance(model, nn.Module) else ()
-    return next((tensor.device for tensor in tensors if tensor.is_cuda), torch.device("cpu"))
 
 
 def _leaves(loss: Tensor) -> set[Tensor]:

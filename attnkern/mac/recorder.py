@@ -31,6 +31,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self, modules: Modules):
         super().__init__()
         self.modules = modules
+        self.device = torch.device("cpu")  # a GPU, once an operation has run there
         self.work = defaultdict(lambda: Work(0, defaultdict(int), 0))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -53,6 +54,7 @@ class Recorder(TorchDispatchMode):
         work.calls += 1
         read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         written = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.device = next((tensor.device for tensor in written if tensor.is_cuda), self.device)
         if packet.__name__ not in UNWRITTEN:
             work.bytes += sum(map(_bytes, read)) + sum(map(_bytes, written))
         if packet in FORMULAS:

@@ -15,7 +15,7 @@ from attnkern.mac.counting import Count
 
 FILE = "roofs.json"
 DAYS = 30  # that a measurement is believed
-DTYPES = {"cpu": ("float64", "float32", "bfloat16", "float16"), "cuda": ("float32", "float16", "bfloat16")}
+DTYPES = {"cpu": ("float64", "float32", "bfloat16", "float16"), "cuda": ("float64", "float32", "bfloat16", "float16")}
 SIDES = (256, 512, 1024, 2048, 4096, 8192)  # of matrices, until one product takes long enough
 LONG_ENOUGH = 0.05  # seconds
 BUDGET = {"cpu": 0.5, "cuda": 0.3}  # seconds for one roof

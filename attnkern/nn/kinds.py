@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from attnkern import checks
+from attnkern.estimators import check_probability
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Hard:
         num_samples: draws in training; the module's output is their mean. None for one draw.
         straight_through: lets the output's gradient pass to query and key as if it were soft.
         window: restricts where to look, as in `Local`; None for everywhere.
+        soft_mixture: in training, the probability that an example attends softly instead (0.5 in Xu et al.).
 
     Raises:
         TypeError, ValueError: an attribute is none of these.
@@ -46,9 +48,11 @@ class Hard:
     num_samples: int | None = None
     straight_through: bool = False
     window: tuple[int, int] | None = None
+    soft_mixture: float = 0.0
 
     def __post_init__(self):
         checks.check_samples(self.num_samples)
+        check_probability("soft_mixture", self.soft_mixture)
         if not isinstance(self.straight_through, bool):
             raise TypeError(f"straight_through must be a bool, got {self.straight_through!r}")
         if self.window is not None:

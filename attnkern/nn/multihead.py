@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnkern.api import global_attention, hard_attention, local_attention
+from attnkern.estimators import soft_mixture
 from attnkern.nn.kinds import Global, Hard, Kind, Local, check_kind, refusal
 from attnkern.results import AuxRequest, HardAttention
 
@@ -27,8 +28,9 @@ class MultiheadAttention(nn.MultiheadAttention):
         backend: None chooses; a name is obeyed or refused, as in `attnkern.global_attention`.
 
     Attributes:
-        hard: with `Hard`, the `HardAttention` of the last forward, for `attnkern.estimators`: it keeps
-            that forward's graph alive, and is neither copied nor saved. None before, and otherwise.
+        hard: with `Hard`, the `HardAttention` of the last forward, for `attnkern.estimators`
+            (`attnkern.nn.hard_attentions` collects a model's): it keeps that forward's graph alive, and is neither
+            copied nor saved. None before, and otherwise.
 
     Raises:
         ValueError: `add_bias_kv` or `add_zero_attn` with a window: the keys they append lie outside it.
@@ -221,6 +223,12 @@ class MultiheadAttention(nn.MultiheadAttention):
             window=kind.window,
             backend=self.backend,
         )
+        if self.training and kind.soft_mixture:
+            # -1 on both sides is a window that holds every key
+            soft = local_attention(
+                query, key, value, mask, is_causal=is_causal, window=kind.window or (-1, -1), backend=self.backend
+            )
+            self.hard = soft_mixture(self.hard, soft, kind.soft_mixture)
         output, index = self.hard.output, self.hard.index
         weights = _shares(index, key.shape[2], wanted, query.dtype) if wanted else None
         return output if output.dim() == 4 else output.mean(0), weights
@@ -235,6 +243,28 @@ class MultiheadAttention(nn.MultiheadAttention):
     def __getstate__(self) -> dict:
         # the last draws belong to a graph: neither copied nor pickled
         return {name: value for name, value in self.__dict__.items() if name != "hard"}
+
+
+def hard_attentions(model: nn.Module, copies: int | None = None) -> list[HardAttention]:
+    """The results of the last forward of every `MultiheadAttention` in a model that computes `Hard`, for estimators.
+
+    Args:
+        copies: the batch holds this many copies of each example, `x.repeat(copies, ...)`: results get a leading
+            dimension of copies, `(copies, B, H, Lq, ...)`, as `num_samples` gives.
+
+    Raises:
+        ValueError: there is none, one has not run, or its batch is not that many copies or has several draws each.
+    """
+    layers = [module for module in model.modules() if isinstance(getattr(module, "attention", None), Hard)]
+    found = [layer.hard for layer in layers if layer.hard is not None]
+    if not layers or len(found) < len(layers):
+        raise ValueError(f"model must hold hard attention that has run, got {len(layers)} layers, {len(found)} run")
+    if copies is None:
+        return found
+    for hard in found:
+        if hard.score.dim() == 4 or hard.score.shape[0] % copies:
+            raise ValueError(f"copies must divide a batch of single draws, got {copies} of {tuple(hard.score.shape)}")
+    return [HardAttention(*(part.unflatten(0, (copies, -1)) for part in hard)) for hard in found]
 
 
 def _shares(index: Tensor, len_k: int, wanted: str, dtype: torch.dtype) -> Tensor:

@@ -16,6 +16,7 @@ SCORE_ARGUMENTS = (
     "float scale, float softcap, bool causal, int left, int right, SymInt query_offset"
 )
 SCORE_OPTIONS = 6  # those of them that are no tensors
+TENSORS = 6  # the others, and query, key and value
 
 
 def define(schema: str, implementation, fake) -> None:

@@ -13,8 +13,6 @@ from attnkern.ops import library, second_order
 from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Gradients, Inputs, new_output
 
-INPUTS = len(Inputs._fields)
-
 
 def _prepare(inputs, options, **choices):
     *score_options, num_samples, deterministic, straight_through, backend = options
@@ -86,15 +84,15 @@ def _fake_backward(
 
 def _setup_context(ctx, inputs, output):
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:INPUTS], *output[1:])
-    ctx.options = inputs[INPUTS:]
+    ctx.save_for_backward(*inputs[: library.TENSORS], *output[1:])
+    ctx.options = inputs[library.TENSORS :]
 
 
 def _autograd(ctx, grad_output, _, grad_score, grad_lse, grad_entropy):
     *inputs, index, score, lse, entropy = ctx.saved_tensors
     grads = (grad_output, grad_score, grad_lse, grad_entropy)
     if all(grad is None for grad in grads):
-        return tuple([None] * (INPUTS + len(ctx.options)))
+        return tuple([None] * (library.TENSORS + len(ctx.options)))
     gradients = _differentiable_backward(
         *grads, index, score, lse, entropy, *inputs, *ctx.options, ctx.needs_input_grad[3]
     )

@@ -8,7 +8,7 @@ from torch import Tensor
 from attnkern import reference
 from attnkern.ops import library
 
-DIFFERENTIABLE = ("query", "key", "value", "attn_mask", "document", "question")
+DIFFERENTIABLE = ("query", "key", "value", "attn_mask", "center", "sigma", "document", "question")
 
 
 def differentiable(name: str, grads: tuple[str, ...], recompute: Callable[..., tuple[Tensor, ...]]) -> Callable:
@@ -66,6 +66,7 @@ def score_options(given: dict) -> dict:
 def softmax_results(**given) -> tuple[Tensor, Tensor, Tensor]:
     """Output, lse and weights."""
     value = given.get("value", given["key"])
+    prior = {name: given[name] for name in ("center", "sigma", "renormalize") if name in given}
     return reference.widened(
         reference.softmax_attention,
         given["query"],
@@ -73,7 +74,21 @@ def softmax_results(**given) -> tuple[Tensor, Tensor, Tensor]:
         value,
         dropout_p=given["dropout_p"],
         seed=given["seed"],
+        **prior,
         **score_options(given),
+    )
+
+
+def mac_result(**given) -> tuple[Tensor]:
+    return (
+        reference.widened(
+            reference.mac_attention,
+            given["query"],
+            given["key"],
+            given["value"],
+            activation=given["activation"],
+            **score_options(given),
+        ),
     )
 
 

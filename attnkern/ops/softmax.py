@@ -9,8 +9,6 @@ from attnkern.ops import library, second_order
 from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Inputs, new_output
 
-INPUTS = len(Inputs._fields)
-
 
 def _forward(query, key, value, attn_mask, offsets, seed, *options):
     inputs = Inputs(query, key, value, attn_mask, offsets, seed)
@@ -46,13 +44,13 @@ def _fake_backward(grad_output, grad_lse, output, lse, query, key, value, attn_m
 
 def _setup_context(ctx, inputs, output):
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:INPUTS], *output)
-    ctx.options = inputs[INPUTS:]
+    ctx.save_for_backward(*inputs[: library.TENSORS], *output)
+    ctx.options = inputs[library.TENSORS :]
 
 
 def _autograd(ctx, grad_output, grad_lse):
     *inputs, output, lse = ctx.saved_tensors
-    no_gradient = [None] * (INPUTS + len(ctx.options))
+    no_gradient = [None] * (library.TENSORS + len(ctx.options))
     if grad_output is None and grad_lse is None:
         return tuple(no_gradient)
     needs_mask = ctx.needs_input_grad[3]

@@ -32,9 +32,10 @@ struct Tile {
     static DEVICE uint64_t by_row(uint32_t tile, int row = 0) { return ptx::operand(tile + row * 128, 1024); }
     static DEVICE int along_width(int k) { return k / 4 * COLUMN_BYTES + k % 4 * 32; }
 
-    // Operand whose M or N index runs over the width, and the bytes to its k-th step of 16 along the rows.
-    static DEVICE uint64_t by_width(uint32_t tile, int column = 0) {
-        return ptx::operand(tile + column * COLUMN_BYTES, 1024, COLUMN_BYTES);
+    // Operand whose M or N index runs over the width, from `first` on, and the bytes to its k-th step of 16 along the
+    // rows.
+    static DEVICE uint64_t by_width(uint32_t tile, int first = 0) {
+        return ptx::operand(tile + first / 64 * COLUMN_BYTES + first % 64 * 2, 1024, COLUMN_BYTES);
     }
     static DEVICE int along_rows(int k) { return k * 2048; }
 
@@ -51,15 +52,15 @@ DEVICE void pack_all(uint32_t (&packed)[Count / 2], const float (&values)[Count]
     for (int i = 0; i < Count / 2; ++i) packed[i] = ptx::pack<T>(values[2 * i], values[2 * i + 1]);
 }
 
-// Stores a warpgroup's 64 x Width packed accumulators at rows [row, row + 64) of the tile.
-template <class Tile, int Width>
-DEVICE void store_packed(uint32_t tile, int row, const uint32_t (&packed)[Width / 4]) {
+// Stores a warpgroup's 64 x N packed accumulators at rows [row, row + 64) of the tile, from a column on.
+template <class Tile, int Packed>
+DEVICE void store_packed(uint32_t tile, int row, const uint32_t (&packed)[Packed], int column = 0) {
     const int lane = ptx::lane_index();
     const int own_row = row + ptx::warp_index() % 4 * 16 + lane % 16;
     UNROLL
-    for (int i = 0; i < Width / 16; ++i)
-        ptx::store_matrices(Tile::chunk(tile, own_row, 16 * i + lane / 16 * 8), packed[4 * i], packed[4 * i + 1],
-                            packed[4 * i + 2], packed[4 * i + 3]);
+    for (int i = 0; i < Packed / 4; ++i)
+        ptx::store_matrices(Tile::chunk(tile, own_row, column + 16 * i + lane / 16 * 8), packed[4 * i],
+                            packed[4 * i + 1], packed[4 * i + 2], packed[4 * i + 3]);
 }
 
 // The lane's row, and its first column, in a warpgroup's 64 x N accumulators: register i lies 8 (i / 2 % 2) rows
@@ -67,15 +68,26 @@ DEVICE void store_packed(uint32_t tile, int row, const uint32_t (&packed)[Width 
 DEVICE int fragment_row() { return ptx::warp_index() % 4 * 16 + ptx::lane_index() / 4; }
 DEVICE int fragment_column() { return ptx::lane_index() % 4 * 2; }
 
-// d (64 x N) (+)= rows [row, row + 64) of `left` times the rows of `right`, summed over the width.
+// d (64 x N) = rows [row, row + 64) of `left` times rows [right_row, right_row + N) of `right`, summed over the width.
 template <class T, class Left, class Right, int Count>
-DEVICE void multiply_rows(float (&d)[Count], uint32_t left, int row, uint32_t right) {
-    static_assert(Count == Right::ROWS / 2 && Left::WIDTH == Right::WIDTH);
-    const uint64_t a = Left::by_row(left, row), b = Right::by_row(right);
+DEVICE void multiply_rows(float (&d)[Count], uint32_t left, int row, uint32_t right, int right_row = 0) {
+    static_assert(2 * Count <= Right::ROWS && Left::WIDTH == Right::WIDTH);
+    const uint64_t a = Left::by_row(left, row), b = Right::by_row(right, right_row);
     UNROLL
     for (int k = 0; k < Left::WIDTH / 16; ++k)
-        ptx::Product<T, Right::ROWS>::template shared<ptx::K_MAJOR, ptx::K_MAJOR>(
+        ptx::Product<T, 2 * Count>::template shared<ptx::K_MAJOR, ptx::K_MAJOR>(
             d, ptx::advance(a, Left::along_width(k)), ptx::advance(b, Right::along_width(k)), k > 0);
+}
+
+// d (64 x N) += `left` (64 rows) times columns [column, column + N) of `right`, whose rows are left's columns.
+template <class T, class Left, class Right, int Count>
+DEVICE void multiply_tiles(float (&d)[Count], uint32_t left, uint32_t right, int column) {
+    static_assert(Left::WIDTH == Right::ROWS && 2 * Count <= Right::WIDTH);
+    const uint64_t a = Left::by_row(left), b = Right::by_width(right, column);
+    UNROLL
+    for (int k = 0; k < Left::WIDTH / 16; ++k)
+        ptx::Product<T, 2 * Count>::template shared<ptx::K_MAJOR, ptx::MN_MAJOR>(
+            d, ptx::advance(a, Left::along_width(k)), ptx::advance(b, Right::along_rows(k)), 1);
 }
 
 // d (64 x Width) += packed (64 x Rows) times the tile, summed over its rows. accumulate = 0 ignores the old d.

@@ -25,7 +25,8 @@ Operand::Operand(uint64_t descriptor, bool mn_major, int rows, const SharedMemor
     if (field(descriptor, 62, 2) != 1) refuse("the swizzle is not the 128-byte one");
     if (field(descriptor, 49, 3) != 0) refuse("the base offset is not 0");
     if (start % ATOM_BYTES >= 128) refuse("it starts inside of an atom, below the first of its eight rows");
-    if (mn_major && start % 128 != 0) refuse("an MN-major operand starts inside of an atom's row");
+    if (mn_major && start % 128 != 0 && start % 128 + rows * 2 > 128)
+        refuse("an MN-major operand starts inside of an atom's row and goes on past its end");
     if (!mn_major && start % 128 % (DEPTH * 2) != 0) refuse("a K-major operand starts between steps of 16 numbers");
     if (stride % ATOM_BYTES != 0) refuse("the stride is no multiple of an atom of 1024 bytes");
     if (mn_major && rows > 64 && leading % ATOM_BYTES != 0)

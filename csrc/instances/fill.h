@@ -81,6 +81,7 @@ void fill_forward(ForwardParams& params, const Tensor& query, const Tensor& key,
 // One block per multiprocessor, or per tile if there are fewer.
 template <class Kernel>
 void launch_persistent(const typename Kernel::Params& params, int64_t stream) {
+    static_assert(Kernel::shared_bytes <= ptx::SHARED_MEMORY);
     const auto on = reinterpret_cast<ptx::Stream>(stream);
     if (static_cast<int64_t>(params.tiling.tiles) * params.tiling.heads >= 1ll << 30)
         throw std::invalid_argument(std::string(Kernel::name) + ": more than 2**30 tiles");

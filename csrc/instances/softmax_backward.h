@@ -1,14 +1,12 @@
-// Tiles of the backward, by width: rows of a block of queries.
+// Kernels of the backward, by width, and their tiles: rows of a block of queries.
 #pragma once
 #include "instances/fill.h"
 #include "kernels/backward_query.h"
 #include "kernels/backward_rows.h"
 #include "kernels/softmax_backward.h"
+#include "kernels/softmax_backward_by_columns.h"
 
 namespace instances {
-
-template <int Width>
-constexpr int BACKWARD_ROWS = Width <= 64 ? 128 : 64;
 
 template <class Kernel, class T, bool HasOutput>
 void run(const SoftmaxBackwardCall& call) {
@@ -60,25 +58,35 @@ void run(const SoftmaxBackwardCall& call) {
     query.sums = params.grad_query;
     query.grad_query = rows_of(call.grad_query);
     query.padded_rows = padded;
-    query.tile_rows = ROWS;
+    query.squares_beside = Kernel::Query::COLUMNS;
     query.width = static_cast<int>(call.query.sizes[3]);
     query.scale = call.scores.scale;
     query.shape = shape;
-    ptx::launch<kernels::BackwardQuery<T>>(query, heads * tiles * 2, stream);
+    ptx::launch<kernels::BackwardQuery<T>>(query, heads * tiles * Kernel::SQUARES, stream);
 }
 
 }  // namespace instances
 
 template <class T, int Width>
 void softmax_backward(const SoftmaxBackwardCall& call) {
-    using kernels::SoftmaxBackward;
-    constexpr int ROWS = instances::BACKWARD_ROWS<Width>;
+    constexpr int ROWS = Width == 128 ? 64 : 128, ROWS_BY_COLUMNS = Width <= 128 ? 128 : 64;
     const bool has_output = call.output.address != 0, windowed = call.scores.windowed();
-    const auto run = call.extras.present ? instances::run<SoftmaxBackward<T, Width, ROWS, true, true, true>, T, true>
-                     : has_output ? windowed
-                                        ? instances::run<SoftmaxBackward<T, Width, ROWS, true, true, false>, T, true>
-                                        : instances::run<SoftmaxBackward<T, Width, ROWS, false, true, false>, T, true>
-                     : windowed   ? instances::run<SoftmaxBackward<T, Width, ROWS, true, false, false>, T, false>
-                                  : instances::run<SoftmaxBackward<T, Width, ROWS, false, false, false>, T, false>;
-    run(call);
+    const auto by_columns = [&](auto is_windowed, auto output_is_there, auto has_extras) {
+        constexpr bool OUTPUT = output_is_there(), EXTRAS = has_extras();
+        using kernels::SoftmaxBackwardByColumns;
+        instances::run<SoftmaxBackwardByColumns<T, Width, ROWS_BY_COLUMNS, is_windowed(), OUTPUT, EXTRAS>, T, OUTPUT>(
+            call);
+    };
+    const auto plain = [&](auto is_windowed, auto output_is_there) {
+        constexpr bool OUTPUT = output_is_there();
+        if constexpr (Width > 128)
+            by_columns(is_windowed, output_is_there, std::false_type());
+        else
+            instances::run<kernels::SoftmaxBackward<T, Width, ROWS, is_windowed(), OUTPUT>, T, OUTPUT>(call);
+    };
+    const std::true_type yes;
+    const std::false_type no;
+    if (call.extras.present) return by_columns(yes, yes, yes);
+    if (has_output) return windowed ? plain(yes, yes) : plain(no, yes);
+    windowed ? plain(yes, no) : plain(no, no);
 }

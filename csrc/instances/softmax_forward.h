@@ -19,12 +19,12 @@ void run(const SoftmaxForwardCall& call) {
 
 template <class T, int Width>
 void softmax_forward(const SoftmaxForwardCall& call) {
-    constexpr int ROWS = Width <= 64 ? 192 : 128;
+    constexpr int ROWS = Width <= 64 ? 192 : 128, ROWS_WITH_EXTRAS = 128;  // which take registers
     constexpr int KEYS = Width <= 128 ? 128 : 64, DENSE_KEYS = Width <= 64 ? 128 : Width <= 128 ? 160 : 80;
     using kernels::SoftmaxForward;
-    const auto run = call.extras.present ? instances::run<SoftmaxForward<T, Width, ROWS, KEYS, true, true>, T>
-                     : call.scores.windowed()
-                         ? instances::run<SoftmaxForward<T, Width, ROWS, KEYS, true, false>, T>
-                         : instances::run<SoftmaxForward<T, Width, ROWS, DENSE_KEYS, false, false>, T>;
+    const auto run =
+        call.extras.present      ? instances::run<SoftmaxForward<T, Width, ROWS_WITH_EXTRAS, KEYS, true, true>, T>
+        : call.scores.windowed() ? instances::run<SoftmaxForward<T, Width, ROWS, KEYS, true, false>, T>
+                                 : instances::run<SoftmaxForward<T, Width, ROWS, DENSE_KEYS, false, false>, T>;
     run(call);
 }

@@ -14,12 +14,11 @@ struct BackwardQuery {
     static constexpr int threads = ptx::WARPGROUP, blocks_per_multiprocessor = 8, shared_bytes = 0;
 
     static DEVICE void run(const Params& params) {
-        // squares of a tile lie below each other, or beside each other where a tile has 64 rows only
-        const int squares = 2, tile = ptx::block_index() / squares, square = ptx::block_index() % squares;
-        const int tiles = params.padded_rows / params.tile_rows, head = tile / tiles;
-        const bool beside = params.tile_rows == 64;
-        const int row = tile % tiles * params.tile_rows + (beside ? 0 : square * 64) + core::fragment_row();
-        const int column = (beside ? square * 64 : 0) + core::fragment_column();
+        // the squares of all tiles, in the order of reading, are those of a head
+        const int beside = params.squares_beside, squares = params.padded_rows / 64 * beside;
+        const int head = ptx::block_index() / squares, square = ptx::block_index() % squares;
+        const int row = square / beside * 64 + core::fragment_row();
+        const int column = square % beside * 64 + core::fragment_column();
         const float4* sums = reinterpret_cast<const float4*>(params.sums) +
                              static_cast<int64_t>(ptx::block_index()) * (64 * 64 / 4) + ptx::thread_index();
         UNROLL

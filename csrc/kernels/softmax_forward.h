@@ -141,7 +141,7 @@ struct SoftmaxForward : core::QueryTiles<Width, Rows, Keys, 2, true, true, Windo
         uint32_t packed[Width / 4];
         core::pack_all<T>(packed, output);
         const int first = work.rows.begin + group * 64;
-        core::store_packed<Query, Width>(query, group * 64, packed);
+        core::store_packed<Query>(query, group * 64, packed);
         ptx::fence_async();
         ptx::named_barrier_sync(STORES + group, ptx::WARPGROUP);
         if (ptx::thread_index() % ptx::WARPGROUP == 0) {

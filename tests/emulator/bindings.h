@@ -33,9 +33,9 @@ ptx::TensorMap matrix(int64_t data, int64_t rows, int64_t columns, int box_rows)
 }
 
 template <class T, int N>
-void multiply(int64_t a, int64_t b, int64_t d, int left, bool b_mn_major) {
-    ProductParams params = {matrix<T>(a, 64, 64, 64), {}, pointer<uint32_t>(a), pointer<float>(d), left};
-    params.b = b_mn_major ? matrix<T>(b, 64, N, 64) : matrix<T>(b, N, 64, N);
+void multiply(int64_t a, int64_t b, int64_t d, int left, bool b_mn_major, int b_first) {
+    ProductParams params = {matrix<T>(a, 64, 64, 64), {}, pointer<uint32_t>(a), pointer<float>(d), left, b_first};
+    params.b = b_mn_major ? matrix<T>(b, 64, b_first + N, 64) : matrix<T>(b, N, 64, N);
     if (b_mn_major)
         ptx::launch<Multiply<T, N, ptx::MN_MAJOR>>(params, 1, nullptr);
     else
@@ -80,8 +80,8 @@ inline void define(pybind11::module_& module) {
     // Local: both kinds of module can be loaded at once.
     pybind11::class_<ptx::TensorMap>(module, "TensorMap", pybind11::module_local())
         .def(pybind11::init(&tensor_map<ptx::bf16>));
-    module.def("multiply", [](bool fp16, int n, int64_t a, int64_t b, int64_t d, int left, bool b_mn_major) {
-        (fp16 ? find_multiply<ptx::fp16>(n) : find_multiply<ptx::bf16>(n))(a, b, d, left, b_mn_major);
+    module.def("multiply", [](bool fp16, int n, int64_t a, int64_t b, int64_t d, int left, bool b_mn_major, int b_first) {
+        (fp16 ? find_multiply<ptx::fp16>(n) : find_multiply<ptx::bf16>(n))(a, b, d, left, b_mn_major, b_first);
     });
     module.def("copy", [](const ptx::TensorMap& from, const ptx::TensorMap& to, int rows, int64_t image,
                           std::array<int, 4> from_place, std::array<int, 4> to_place) {

@@ -32,6 +32,7 @@ struct ProductParams {
     const uint32_t* a_pairs;  // (64, 32), for A in registers
     float* d;                 // (64, N), added to
     int left;
+    int b_first;  // column of an MN-major B to begin at
 };
 
 // D (64 x N) += A (64 x 64) B (64 x N).
@@ -66,18 +67,18 @@ struct Multiply : Block {
             a[i / 4][i % 4] =
                 ptx::load_global(params.a_pairs + (row + i % 2 * 8) * 32 + i / 4 * 8 + i % 4 / 2 * 4 + column / 2);
         if (params.left == A_K_MAJOR)
-            multiply<A_K_MAJOR>(d, a);
+            multiply<A_K_MAJOR>(d, a, params.b_first);
         else if (params.left == A_MN_MAJOR)
-            multiply<A_MN_MAJOR>(d, a);
+            multiply<A_MN_MAJOR>(d, a, params.b_first);
         else
-            multiply<A_REGISTERS>(d, a);
+            multiply<A_REGISTERS>(d, a, params.b_first);
         UNROLL
         for (int i = 0; i < N / 2; ++i)
             ptx::store_global(params.d + (row + i / 2 % 2 * 8) * N + column + i / 4 * 8 + i % 2, d[i]);
     }
 
     template <LeftOperand Left>
-    static DEVICE void multiply(float (&d)[N / 2], const uint32_t (&a)[4][4]) {
+    static DEVICE void multiply(float (&d)[N / 2], const uint32_t (&a)[4][4], int b_first) {
         using Product = ptx::Product<T, N>;
         ptx::pin(d);
         ptx::products_fence();
@@ -85,7 +86,7 @@ struct Multiply : Block {
         for (int k = 0; k < 4; ++k) {
             const uint64_t left = ptx::advance(ptx::operand(at(A), 1024), k * (Left == A_K_MAJOR ? 32 : 2048));
             const uint64_t right = MajorB == ptx::K_MAJOR ? ptx::advance(ptx::operand(at(B), 1024), k * 32)
-                                                          : ptx::advance(ptx::operand(at(B), 1024, 8192), k * 2048);
+                                                          : ptx::advance(ptx::operand(at(B) + b_first * 2, 1024, 8192), k * 2048);
             if constexpr (Left == A_REGISTERS)
                 Product::template registers<MajorB>(d, a[k], right, 1);
             else
