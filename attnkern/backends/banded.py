@@ -24,6 +24,7 @@ def can_run(problem: Problem) -> bool:
     """Whether the window is one that torch's kernel can be given in this way."""
     return (
         sdpa.has_kernel(problem)
+        and problem.selector == "softmax"
         and min(problem.band) >= 0
         and problem.mask is None
         and problem.query_offset is not None
