@@ -12,6 +12,9 @@ demo: $(READY)  ## a real BERT, errors, speed, and a picture of it, on this mach
 test: $(READY)  ## all tests, on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
+bench: $(READY)  ## attnkern beside its peers on this machine, under three minutes; every result checked first
+	$(BIN)/python -m attnkern bench --seconds 150 $(ARGS)
+
 CLANG_FORMAT = $(BIN)/python -c 'import clang_format; clang_format.clang_format()'
 CPP = $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 lint: $(READY)  ## rules and format: ruff for Python, clang-format for C++
@@ -25,7 +28,9 @@ format: $(READY)  ## write the format that lint wants
 
 # On a machine with a GPU, whose PYTHON has all that is needed: installs nothing, ends within eight minutes.
 OUT ?= out
-BENCH := --suite roofs,small,hard,module,global,local --rows 'roof| 128 |hard|L512|D128 (16|32|64)k' --seconds 120
+# rows without a pass of their own for what two others tell, and peers without those that take longest
+BENCH := --suite roofs,small,decode,aoa,hard,module,global,local --peers sdpa,flex,mha,flash-attn,flash-attn-4 \
+	--rows 'roof|small|decode|aoa|hard|module| 128 |(16|32|64)k .* D128 .*(forward|backward)' --seconds 120
 XDIST := -n 12 --dist worksteal --ignore tests/test_machine_code.py
 gpu-check: export PYTHONPATH = .
 gpu-check:  ## tests and a short benchmark on this machine's GPU; logs and rows go to OUT
@@ -35,7 +40,7 @@ gpu-check:  ## tests and a short benchmark on this machine's GPU; logs and rows 
 	echo "gpu-check: tests"; OMP_NUM_THREADS=1 timeout --foreground -s INT -k 20 270 $(PYTHON) -m pytest tests $(XDIST) $$limit \
 		-q -p no:cacheprovider >$(OUT)/tests.log 2>&1 || failed="$$failed tests.log"; \
 	tail -n 1 $(OUT)/tests.log; \
-	echo "gpu-check: benchmark"; timeout -k 5 160 $(PYTHON) -m bench.run $(BENCH) --out $(OUT)/bench.jsonl \
+	echo "gpu-check: benchmark"; timeout -k 5 160 $(PYTHON) -m attnkern bench $(BENCH) --out $(OUT)/bench.jsonl \
 		>$(OUT)/bench.log 2>&1 || failed="$$failed bench.log"; \
 	tail -n 60 $(OUT)/bench.log; \
 	test -z "$$failed" || { echo "gpu-check: failed, see in $(OUT):$$failed"; exit 1; }
@@ -44,7 +49,7 @@ gpu-build:  ## compile the CUDA C++ kernels into the package; needs nvcc, ninja 
 	$(PYTHON) csrc/build.py cuda
 
 clean:  ## remove .venv and whatever else was made
-	rm -rf .venv build csrc/build attnkern/*.so dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks attnkern_demo.png
+	rm -rf .venv build csrc/build attnkern/*.so dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks attnkern_demo.png attnkern_bench.jsonl attnkern_report.html
 
 # A torch that PYTHON has is used as it is, and then no network is needed; else torch comes from the index.
 $(READY): pyproject.toml setup.py
@@ -63,4 +68,4 @@ $(READY): pyproject.toml setup.py
 	fi
 	@touch $@
 
-.PHONY: help demo test lint format gpu-check gpu-build clean
+.PHONY: help demo bench test lint format gpu-check gpu-build clean

@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: where triton_kernels/ belongs, and that csrc/ is compiled if there is an nvcc."""
+"""What pyproject.toml cannot say: where two folders belong, and that csrc/ is compiled if there is an nvcc."""
 
 import os
 import runpy
@@ -8,8 +8,8 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-# A checkout finds the same folder through the symbolic link attnkern/triton_kernels.
-KERNELS = "attnkern.triton_kernels"
+# A checkout finds the same folders through the symbolic links attnkern/triton_kernels and attnkern/bench.
+FOLDERS = {"attnkern.triton_kernels": "triton_kernels", "attnkern.bench": "bench"}
 CSRC = runpy.run_path(str(Path(__file__).parent / "csrc" / "build.py"))
 WITH_CUDA = os.environ.get("ATTNKERN_CUDA") != "0" and CSRC["find_nvcc"]() is not None
 
@@ -25,8 +25,9 @@ class BuildKernels(build_ext):
 
 
 setup(
-    packages=[*find_packages(include=["attnkern", "attnkern.*"], exclude=[KERNELS, f"{KERNELS}.*"]), KERNELS],
-    package_dir={KERNELS: "triton_kernels"},
+    packages=[*find_packages(include=["attnkern", "attnkern.*"], exclude=[f"{name}*" for name in FOLDERS]), *FOLDERS],
+    package_dir=FOLDERS,
+    package_data={"attnkern.bench": ["page.html"]},
     ext_modules=[Extension("attnkern._cuda", sources=[])] if WITH_CUDA else [],
     cmdclass={"build_ext": BuildKernels},
 )

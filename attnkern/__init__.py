@@ -7,8 +7,14 @@ hard = attnkern.hard_attention(query, key, value, num_samples=4)
 attnkern.swap_attention(model)
 """
 
-from attnkern import huggingface, layers, mac, nn
-from attnkern.api import global_attention, hard_attention, local_attention, mac_attention
+from attnkern import estimators, huggingface, layers, mac, nn, priors
+from attnkern.api import (
+    attention_over_attention,
+    global_attention,
+    hard_attention,
+    local_attention,
+    mac_attention,
+)
 from attnkern.backends.choose import explain
 from attnkern.layers import as_attention
 from attnkern.problem import Problem, UnsupportedProblem
@@ -25,6 +31,8 @@ __all__ = [
     "SwapReport",
     "UnsupportedProblem",
     "as_attention",
+    "attention_over_attention",
+    "estimators",
     "explain",
     "global_attention",
     "hard_attention",
@@ -34,6 +42,7 @@ __all__ = [
     "mac",
     "mac_attention",
     "nn",
+    "priors",
     "restore_attention",
     "swap_attention",
 ]

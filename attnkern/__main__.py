@@ -4,9 +4,16 @@ import argparse
 import sys
 
 import attnkern
-from attnkern.commands import CommandError, demo, explain, info, profile
+from attnkern.commands import CommandError, bench, demo, explain, info, profile, report
 
-COMMANDS = {"demo": demo, "info": info, "explain": explain, "profile": profile}
+COMMANDS = {
+    "demo": demo,
+    "bench": bench,
+    "report": report,
+    "profile": profile,
+    "info": info,
+    "explain": explain,
+}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attnkern import checks, philox, reference
 from attnkern.backends.choose import choose
-from attnkern.ops import mac
+from attnkern.ops import aoa, mac
 from attnkern.ops.centered import centered_attention
 from attnkern.ops.library import describe
 from attnkern.ops.sample import sample_attention
@@ -178,6 +178,50 @@ def hard_attention(
     return HardAttention(output, index, score, lse, entropy)
 
 
+def attention_over_attention(
+    document: Tensor,
+    question: Tensor,
+    document_mask: Tensor | None = None,
+    question_mask: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Attention-over-Attention (Cui et al. 2017, arXiv 1607.04423): where in the document the answer stands.
+
+    Of the scores `M = document question^T`, `alpha` is the softmax of each column, over the document, and `beta` the
+    mean over document words of the softmax of each row, over the question; the result is `alpha beta`. M is
+    never stored: memory grows with `Ld + Lq`.
+
+    Args:
+        document: `(B, Ld, E)`, or any leading dimensions; float16, bfloat16, float32 or float64.
+        question: `(B, Lq, E)`, leading dimensions as document's.
+        document_mask, question_mask: bool `(B, Ld)` and `(B, Lq)`, True where there is a word. What stands at other
+            places has no influence.
+        backend: None chooses; a name is obeyed or refused.
+
+    Returns:
+        `(B, Ld)`: a distribution over the document's words, 0 at masked places. All 0 where document or question has
+        no word at all.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong, or a length is 0; raised before any work.
+        UnsupportedProblem: the named backend cannot run this.
+    """
+    document, question = _autocast(document, question)
+    checks.check_pair(document, question)
+    checks.check_words("document_mask", document_mask, document)
+    checks.check_words("question_mask", question_mask, question)
+    shape = document.shape[:-1]
+    document, question = (words.reshape(-1, *words.shape[-2:]) for words in (document, question))
+    masks = (None if mask is None else mask.reshape(-1, mask.shape[-1]) for mask in (document_mask, question_mask))
+    if backend == "reference":
+        dtype = torch.promote_types(document.dtype, torch.float32)
+        result = reference.attention_over_attention(document.to(dtype), question.to(dtype), *masks).to(document.dtype)
+    else:
+        result = aoa.attention_over_attention(document, question, *masks, backend)[0]
+    return result.reshape(shape)
+
+
 def mac_attention(
     query: Tensor,
     key: Tensor,
@@ -298,14 +342,15 @@ def _gaussian(
     return center.to(dtype).expand(rows), None if sigma is None else sigma.to(dtype).expand(rows)
 
 
-def _autocast(query, key, value, attn_mask):
+def _autocast(*tensors):
     """Under autocast, products run in its dtype, as torch's own attention does."""
-    if not isinstance(query, Tensor) or query.is_meta or not torch.is_autocast_enabled(query.device.type):
-        return query, key, value, attn_mask
-    dtype = torch.get_autocast_dtype(query.device.type)
+    first = tensors[0]
+    if not isinstance(first, Tensor) or first.is_meta or not torch.is_autocast_enabled(first.device.type):
+        return tensors
+    dtype = torch.get_autocast_dtype(first.device.type)
     return tuple(
         t.to(dtype) if isinstance(t, Tensor) and t.dtype.is_floating_point and t.dtype != torch.float64 else t
-        for t in (query, key, value, attn_mask)
+        for t in tensors
     )
 
 

@@ -143,12 +143,19 @@ def check_gaussian(center: Tensor | None, sigma: float | Tensor | None, renormal
             raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
         if tensor.device != query.device:
             raise ValueError(f"{name} must be on the device of query, {query.device}, got {tensor.device}")
-    if not isinstance(sigma, Tensor) and sigma is not None and not _is_number(sigma):
-        raise TypeError(f"sigma must be a number, a Tensor or None, got {sigma!r}")
-    if _is_number(sigma) and not 0 < sigma < math.inf:
-        raise ValueError(f"sigma must be positive and finite, got {sigma}")
+    if not isinstance(sigma, Tensor):
+        check_sigma(sigma, "a number, a Tensor or None")
     if renormalize and sigma is None:
         raise ValueError("renormalize=True needs sigma, got None")
+
+
+def check_sigma(sigma: float | None, expected: str = "a number or None") -> None:
+    if sigma is None:
+        return
+    if not _is_number(sigma):
+        raise TypeError(f"sigma must be {expected}, got {sigma!r}")
+    if not 0 < sigma < math.inf:
+        raise ValueError(f"sigma must be positive and finite, got {sigma}")
 
 
 def check_activation(activation: str) -> None:
@@ -163,6 +170,41 @@ def check_samples(num_samples: int | None) -> None:
         raise TypeError(f"num_samples must be an int or None, got {num_samples!r}")
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+
+
+def check_pair(document: Tensor, question: Tensor) -> None:
+    """`document (..., Ld, E)` and `question (..., Lq, E)`, neither empty, one dtype, one device."""
+    for name, tensor in (("document", document), ("question", question)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+        if tensor.dim() < 2:
+            raise ValueError(f"{name} must have dimensions (..., words, features), got {_shape(tensor)}")
+        if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
+            raise TypeError(f"{name} must have a floating-point dtype of 16 bits or more, got {tensor.dtype}")
+        if 0 in tensor.shape[-2:]:
+            raise ValueError(f"{name} must have at least one word and one feature, got {_shape(tensor)}")
+    if question.dtype != document.dtype:
+        raise TypeError(f"question must have the dtype of document, {document.dtype}, got {question.dtype}")
+    if question.device != document.device:
+        raise ValueError(f"question must be on the device of document, {document.device}, got {question.device}")
+    if question.shape[:-2] != document.shape[:-2] or question.shape[-1] != document.shape[-1]:
+        raise ValueError(
+            f"question must have the batch and features of document, {_shape(document)}, got {_shape(question)}"
+        )
+
+
+def check_words(name: str, mask: Tensor | None, words: Tensor) -> None:
+    """A bool mask `(..., L)`, True where there is a word, for `words (..., L, E)`."""
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name} must be a Tensor or None, got {type(mask).__name__}")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{name} must be bool, True where there is a word, got {mask.dtype}")
+    if mask.shape != words.shape[:-1]:
+        raise ValueError(f"{name} must have shape {tuple(words.shape[:-1])}, got {_shape(mask)}")
+    if mask.device != words.device:
+        raise ValueError(f"{name} must be on the device of document, {words.device}, got {mask.device}")
 
 
 def check_aux(return_aux: AuxRequest | None) -> AuxRequest:

@@ -31,7 +31,8 @@ class Problem:
         causal, window, query_offset: where a query may look. `query_offset=None` stands for a tensor
             of one offset per batch element.
         center, sigma, renormalize: local-p's learned centre and Gaussian.
-        selector: how scores become weights.
+        selector: how scores become weights. "aoa" is Attention-over-Attention: the document's words are the
+            queries, the question's the keys.
         dropout_p, num_samples, straight_through, weights: what else is asked for.
         requires_grad: whether this is part of a backward pass.
     """
@@ -57,7 +58,7 @@ class Problem:
     sigma: bool = False
     renormalize: bool = False
 
-    selector: Literal["softmax", "sample", "argmax", "linear", "relu", "exp"] = "softmax"
+    selector: Literal["softmax", "sample", "argmax", "linear", "relu", "exp", "aoa"] = "softmax"
     dropout_p: float = 0.0
     num_samples: int = 1
     straight_through: bool = False
@@ -82,8 +83,13 @@ class Problem:
             raise ValueError(f"Problem.heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}")
 
     @property
-    def kind(self) -> Literal["global", "local", "hard", "mac"]:
-        """Which of the three kinds of attention this is, or "mac": a sum of values with weights of no distribution."""
+    def kind(self) -> Literal["global", "local", "hard", "mac", "aoa"]:
+        """Which of the three kinds of attention this is.
+
+        Or "mac", a sum of values with weights of no distribution, or "aoa", Attention-over-Attention.
+        """
+        if self.selector == "aoa":
+            return "aoa"
         if self.selector != "softmax":
             return "mac" if self.selector in UNNORMALISED else "hard"
         return "global" if self.window == (UNLIMITED, UNLIMITED) and not (self.center or self.sigma) else "local"

@@ -161,6 +161,26 @@ def argmax(score: Tensor) -> Tensor:
     return torch.where(top == NEG_INF, -1, first)
 
 
+def attention_over_attention(
+    document: Tensor, question: Tensor, document_mask: Tensor | None = None, question_mask: Tensor | None = None
+) -> Tensor:
+    """Cui et al. 2017: `(B, Ld, E)` and `(B, Lq, E)` to a distribution over the document, `(B, Ld)`."""
+    masks = (document_mask, question_mask)
+    document_mask, question_mask = (
+        torch.ones(words.shape[:2], dtype=torch.bool, device=words.device) if mask is None else mask
+        for words, mask in zip((document, question), masks)
+    )
+    document = torch.where(document_mask[..., None], document, 0.0)
+    question = torch.where(question_mask[..., None], question, 0.0)
+    score = document @ question.mT
+    score = score.clamp(max=torch.finfo(score.dtype).max)
+    score = torch.where(document_mask[:, :, None] & question_mask[:, None], score, NEG_INF)
+    alpha, _ = softmax(score.mT)  # (B, Lq, Ld): for each word of the question, over the document
+    by_row, _ = softmax(score)  # (B, Ld, Lq): for each word of the document, over the question
+    beta = by_row.sum(1) / document_mask.sum(1, keepdim=True).clamp(min=1)
+    return (beta[:, None] @ alpha).squeeze(1)
+
+
 @torch.no_grad()
 def sample(score: Tensor, num_samples: int, seed: Tensor) -> Tensor:
     """One pass over blocks of 64 keys, exactly as defined: int64 `(S, B, H, Lq)`.

@@ -153,6 +153,9 @@ def _swap_pretrained(name: str, model: nn.Module, attention: Kind, report: SwapR
     if isinstance(attention, Hard):
         report.skipped.append((name, "Hugging Face's attention interface has no place for the draws of Hard"))
         return
+    if isinstance(attention, Local) and attention != Local(attention.window):
+        report.skipped.append((name, "Hugging Face's config has place for a window, not for a centre or sigma"))
+        return
     huggingface.register()
     configs = list({id(m.config): m.config for m in model.modules() if _is_pretrained(m)}.values())
     former = _implementations(model.config)

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import attnkern
-from bench.peers import Contender, softmax_flops
-from bench.problems import SEED, Row
-from bench.verify import judgement, relative_error
+from attnkern import mac
+from attnkern.bench.peers import Contender, useful_alone
+from attnkern.bench.problems import SEED, Row
+from attnkern.bench.verify import judgement, relative_error
 
 INPUTS = ("input",)
 TOLERANCE = 5e-2  # relative, in norm: four products in bfloat16, one after the other
@@ -31,17 +32,27 @@ def inputs(row: Row, device: str) -> tuple[Tensor, ...]:
     return (torch.randn(row.batch, row.len_q, row.heads * row.head_dim, dtype=dtype, device=device),)
 
 
-def contenders(row: Row, device: str, backends: list[str]) -> Iterator[Contender]:
-    width = row.heads * row.head_dim
-    linear = 2.0 * 4 * row.batch * row.len_q * width**2
-    flops = softmax_flops(row) + linear * (1 if row.phase == "forward" else 3)
+def contenders(row: Row, device: str, backends: list[str], peers: list[str]) -> Iterator[Contender]:
+    problem, linear = row.problem(device), _linear(row)
     for name in backends:
-        if attnkern.explain(row.problem(device)).reasons[name] is None:
-            yield Contender(f"attnkern[{name}]", lambda name=name: _build(row, device, name), flops=flops)
-    yield Contender("nn.MultiheadAttention", lambda: _build(row, device, None), flops=flops)
+        if attnkern.explain(problem).reasons[name] is None:
+            work = mac.count(problem, row.phase, backend=name) + linear
+            yield Contender(f"attnkern[{name}]", lambda name=name: _build(row, device, name), work, role="ours")
+    if "mha" in peers:
+        work = useful_alone(mac.count(problem, row.phase) + linear)
+        yield Contender("nn.MultiheadAttention", lambda: _build(row, device, None), work)
 
 
-def complaint(row: Row, tensors, results, gradients, starts) -> str | None:
+def _linear(row: Row) -> mac.Count:
+    """The four projections: a product forward, and two backward, of the input's gradient and the weights'."""
+    width, tokens = row.heads * row.head_dim, row.batch * row.len_q
+    size = getattr(torch, row.dtype).itemsize
+    products = {"forward": 1, "backward": 2, "training": 3}[row.phase]
+    macs = products * 4 * tokens * width**2
+    return mac.Count(macs, macs, products * 4 * size * (width**2 + 2 * tokens * width))
+
+
+def complaint(row: Row, tensors, results, gradients, starts, same_seed=True) -> str | None:
     """Against torch's module in float32: its output, and gradients of input and parameters."""
     exact = _build(row, str(tensors[0].device), None).float()
     hidden = tensors[0].detach().float().requires_grad_(bool(gradients))

@@ -1,13 +1,13 @@
-"""Who is measured: attnkern on each backend, torch's own attention, and what else is installed.
+"""Who computes attention: attnkern on each backend, and torch in every way that it offers.
 
-A contender takes a row's inputs and returns its results by name. This file is about attention itself;
-`modules.py` and `roofs.py` have the same three functions for rows of other kinds.
+A contender takes a row's inputs and returns its results by name. This file is about attention itself; `modules.py`,
+`aoa.py` and `roofs.py` have the same functions for rows of other kinds, and `others.py` the packages that may be there.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +16,25 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import attnkern
+from attnkern import mac
+from attnkern.bench import others
+from attnkern.bench.problems import EVERYWHERE, SEED, Row
+from attnkern.bench.verify import allowed, complaint
 from attnkern.problem import UNLIMITED
-from bench.problems import EVERYWHERE, SEED, Row
-from bench.verify import complaint
 
-SDPA = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION")
+SDPA = {
+    "cpu": ("FLASH_ATTENTION", "MATH"),
+    "cuda": ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH"),
+}
 SMALL = 128  # queries
+MATRICES = {"cpu": 1 << 30, "cuda": 48 << 30}  # bytes that whole score matrices may take
 INPUTS = ("query", "key", "value")
 Function = Callable[..., dict[str, Tensor]]
 __all__ = ["INPUTS", "Contender", "complaint", "contenders", "inputs"]
+
+
+class TooLarge(MemoryError):
+    """It would take more memory than it is given."""
 
 
 @dataclass(frozen=True)
@@ -33,20 +43,16 @@ class Contender:
 
     Attributes:
         build: makes the function; may raise where the implementation cannot run here.
+        count: its work; `issued_macs` is 0 where it is not known.
         through: the results that the timed backward starts from.
-        flops: useful operations of what is timed, None where counting them says nothing.
-        bytes: read and written, where that is the measure.
+        role: "other" is what is measured beside the row but computes something else.
     """
 
     name: str
     build: Callable[[], Function]
+    count: mac.Count
     through: tuple[str, ...] = ("output",)
-    flops: float | None = None
-    bytes: float | None = None
-
-    @property
-    def is_ours(self) -> bool:
-        return self.name.startswith("attnkern")
+    role: Literal["ours", "peer", "other"] = "peer"
 
 
 def inputs(row: Row, device: str) -> tuple[Tensor, ...]:
@@ -56,47 +62,50 @@ def inputs(row: Row, device: str) -> tuple[Tensor, ...]:
     return tuple(torch.randn(row.batch, *shape, row.head_dim, **options) for shape in shapes)
 
 
-def contenders(row: Row, device: str, backends: list[str]) -> Iterator[Contender]:
-    """Everyone that computes the row's attention; hard attention has no peer but our own global attention."""
-    # choosing torch's backend by hand takes as long as a small call, whose host time is all there is
-    small = row.len_q <= SMALL
-    softmax = partial(Contender, flops=None if small else softmax_flops(row))
-    for name in (name for name in backends if attnkern.explain(row.problem(device)).reasons[name] is None):
-        if row.kind == "hard":
-            through = {"output": ("output",), "score": ("score",), "log_prob": ("score", "lse")}[row.loss]
-            yield Contender(f"attnkern[{name}]", partial(hard, row, device, name), through, hard_flops(row))
-            yield softmax(f"global[{name}]", partial(ours, row, name))
-        else:
-            yield softmax(f"attnkern[{name}]", partial(ours, row, name))
+def contenders(row: Row, device: str, backends: list[str], peers: list[str]) -> Iterator[Contender]:
+    """Everyone that computes the row's attention, of the backends and peers that are named."""
+    problem = row.problem(device)
+    through = row.through if row.kind == "hard" else ("output",)
+    for name in (name for name in backends if attnkern.explain(problem).reasons[name] is None):
+        work = mac.count(problem, row.phase, through=through, backend=name)
+        function = hard if row.kind == "hard" else ours
+        yield Contender(f"attnkern[{name}]", partial(function, row, device, name), work, through, "ours")
+        if row.kind == "hard":  # what it costs to look everywhere softly
+            softly = replace(row, kind="global", loss="output", num_samples=1)
+            work = mac.count(softly.problem(device), row.phase, backend=name)
+            yield Contender(f"global[{name}]", partial(ours, softly, device, name), work, role="other")
+    work = useful_alone(mac.count(problem, row.phase, through=through))
+    for name, build in _peers(row, device, peers):
+        yield Contender(name, build, work, through)
+
+
+def useful_alone(count: mac.Count) -> mac.Count:
+    """The work by definition, of an implementation whose tiles are not known."""
+    return mac.Count(count.useful_macs, 0, count.bytes, count.exps, count.randoms)
+
+
+def _peers(row: Row, device: str, names: list[str]) -> Iterator[tuple[str, Callable[[], Function]]]:
+    if "naive" in names:
+        yield "naive", partial(naive_hard if row.kind == "hard" else naive, row, device)
     if row.kind == "hard":
         return
-    if small:
-        yield softmax("SDPA", partial(sdpa, row, None))
-        return
-    if row.window == EVERYWHERE:
-        for backend in SDPA:
-            yield softmax(f"SDPA {backend.split('_')[0].lower()}", partial(sdpa, row, backend))
-    if device == "cuda":
-        yield softmax("FlexAttention", partial(flex, row, device))
-    if find_spec("flash_attn"):
-        yield softmax("flash_attn", partial(flash, row))
+    if "sdpa" in names:
+        # choosing torch's backend by hand takes as long as a small call, whose host time is most there is
+        for backend in (None,) if row.len_q <= SMALL else SDPA[device]:
+            name = f"SDPA {backend.split('_')[0].lower()}" if backend else "SDPA"
+            yield name, partial(sdpa, row, device, backend)
+    if "flex" in names and row.len_q > SMALL:
+        yield "FlexAttention", partial(flex, row, device)
+    for name in others.NAMES:
+        if name in names and others.computes(name, row.kind):
+            yield name, partial(others.build, name, row, device)
 
 
-def softmax_flops(row: Row) -> float:
-    """Two products over the pairs that the window admits, `4 * pairs * D`; backward 2.5 times that."""
-    forward = 4.0 * row.problem("cuda").pairs() * row.head_dim
-    return forward * {"forward": 1, "backward": 2.5, "training": 3.5}[row.phase]
-
-
-def hard_flops(row: Row) -> float | None:
-    """One product forward and three backward; the backward of a score alone is a gather, not a product."""
-    product = 2.0 * row.problem("cuda").pairs() * row.head_dim
-    return product if row.phase == "forward" else 3 * product if row.loss == "log_prob" else None
-
-
-def ours(row: Row, backend: str) -> Function:
+def ours(row: Row, device: str, backend: str) -> Function:
     options = {"is_causal": row.causal, "enable_gqa": row.heads != row.kv_heads, "backend": backend}
     function = attnkern.global_attention
+    if row.kind == "decode":
+        options["query_offset"] = "end"
     if row.window != EVERYWHERE:
         function, options = attnkern.local_attention, options | {"window": row.window}
     return lambda query, key, value: {"output": function(query, key, value, **options)}
@@ -115,14 +124,56 @@ def hard(row: Row, device: str, backend: str) -> Function:
     return run
 
 
-def sdpa(row: Row, backend: str | None) -> Function:
-    attend = partial(F.scaled_dot_product_attention, is_causal=row.causal, enable_gqa=row.heads != row.kv_heads)
+def naive(row: Row, device: str) -> Function:
+    """As the definition is written."""
+    mask = _mask(row, device, copies=3 if row.phase == "forward" else 6)
+
+    def run(query, key, value):
+        score = query @ _shared(row, key).mT * row.head_dim**-0.5
+        if mask is not None:
+            score = score.masked_fill(~mask, float("-inf"))
+        return {"output": torch.softmax(score, -1) @ _shared(row, value)}
+
+    return run
+
+
+def naive_hard(row: Row, device: str) -> Function:
+    """Softmax, `torch.multinomial`, gather; and of the rest only what the loss needs."""
+    mask = _mask(row, device, copies=4 if row.phase == "forward" else 6)
+
+    def run(query, key, value):
+        score = query @ _shared(row, key).mT * row.head_dim**-0.5
+        if mask is not None:
+            score = score.masked_fill(~mask, float("-inf"))
+        weights = torch.softmax(score.detach(), -1)
+        index = torch.multinomial(weights.flatten(0, 2), row.num_samples, replacement=True)
+        index = index.view(*score.shape[:3], -1).movedim(-1, 0)  # (S, B, H, Lq)
+        places = index[..., None].expand(*index.shape, value.shape[-1])
+        values = _shared(row, value).expand(row.num_samples, *query.shape[:2], *value.shape[2:])
+        results = {"output": values.gather(3, places), "index": index}
+        if "score" in row.through:
+            results["score"] = score.gather(3, index.movedim(0, -1)).movedim(-1, 0)
+        if "lse" in row.through:
+            results["lse"] = score.logsumexp(-1)
+        return results
+
+    return run
+
+
+def sdpa(row: Row, device: str, backend: str | None) -> Function:
+    options = {"enable_gqa": row.heads != row.kv_heads}
+    if row.window == EVERYWHERE:
+        options["is_causal"] = row.causal and row.kind != "decode"  # the one query there sees every key
+    else:
+        options["attn_mask"] = _mask(row, device, copies=3 if backend == "MATH" else 0)
+    if backend == "MATH":
+        _afford(row, device, copies=3 if row.phase == "forward" else 6)
 
     def run(query, key, value):
         if backend is None:
-            return {"output": attend(query, key, value)}
+            return {"output": F.scaled_dot_product_attention(query, key, value, **options)}
         with sdpa_kernel(getattr(SDPBackend, backend)):
-            return {"output": attend(query, key, value)}
+            return {"output": F.scaled_dot_product_attention(query, key, value, **options)}
 
     return run
 
@@ -132,15 +183,16 @@ def flex(row: Row, device: str) -> Function:
     # the backward is timed many times over one graph
     torch._functorch.config.donated_buffer = False
     left, right = row.problem(device).band
+    offset = row.offset
 
     # comparisons of a vector with a scalar: only their conjunction is as large as the score matrix
     def inside(batch, head, i, j):
-        allowed = j >= 0
+        visible = j >= 0
         if left != UNLIMITED:
-            allowed = allowed & (j + left >= i)
+            visible = visible & (j + left >= i + offset)
         if right != UNLIMITED:
-            allowed = allowed & (j - right <= i)
-        return allowed
+            visible = visible & (j - right <= i + offset)
+        return visible
 
     block_mask = None
     if (left, right) != EVERYWHERE:
@@ -150,12 +202,22 @@ def flex(row: Row, device: str) -> Function:
     return lambda query, key, value: {"output": compiled(query, key, value, **options)}
 
 
-def flash(row: Row) -> Function:
-    from flash_attn import flash_attn_func
+def _shared(row: Row, tensor: Tensor) -> Tensor:
+    """Keys or values, each as often as heads share it."""
+    return tensor if row.heads == row.kv_heads else tensor.repeat_interleave(row.heads // row.kv_heads, 1)
 
-    def run(query, key, value):
-        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
-        output = flash_attn_func(query, key, value, causal=row.causal, window_size=row.window)
-        return {"output": output.transpose(1, 2)}
 
-    return run
+def _mask(row: Row, device: str, copies: int) -> Tensor | None:
+    """`(Lq, Lk)`, True where a query may look; None if that is everywhere."""
+    _afford(row, device, copies)
+    if row.window == EVERYWHERE and (not row.causal or row.kind == "decode"):
+        return None
+    return allowed(row, 0, row.len_q, device)
+
+
+def _afford(row: Row, device: str, copies: int) -> None:
+    """Refuses what stores the whole score matrix that often, before the machine runs out of memory."""
+    needed = copies * row.batch * row.heads * row.len_q * row.len_k * getattr(torch, row.dtype).itemsize
+    if needed > MATRICES[device]:
+        limit = MATRICES[device] / 2**30
+        raise TooLarge(f"needs {needed / 2**30:.1f} GiB for score matrices, more than the {limit:.0f} GiB allowed")

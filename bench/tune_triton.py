@@ -1,6 +1,6 @@
 """Times many tiles of each Triton kernel, far more than `attnkern/backends/tuning.py` lists, in bfloat16.
 
-    python -m bench.tune_triton --out tiles.jsonl --seconds 400
+    python -m attnkern.bench.tune_triton --out tiles.jsonl --seconds 400
 
 Compiling takes most of the time: processes of their own do it first and leave the binaries in Triton's
 cache on disk; then this process times them, one JSON line each.
@@ -22,8 +22,8 @@ import triton
 from attnkern import Problem
 from attnkern.backends import triton as backend
 from attnkern.backends.tuning import Config
+from attnkern.bench.results import machine
 from attnkern.problem import Inputs
-from bench.report import console, machine
 
 KINDS = {"causal": {"causal": True}, "plain": {}, "window": {"causal": True, "window": (1024, 0)}}
 KERNELS = ("softmax_forward", "backward_key_value", "backward_query", "sample_forward")
@@ -32,7 +32,6 @@ SHARED = 227 << 10  # bytes of a multiprocessor that one program can have, on sm
 ACCUMULATORS = 208  # 32-bit registers of a thread, of 255, that its sums may take
 FEATURES, LENGTH, SHORT = 2048, 8192, 512  # of all heads; timed; compiled for: multiples of 16 both
 COMPILING = 0.6  # share of the time
-log = console(stderr=True).log
 
 
 class Task(NamedTuple):
@@ -67,16 +66,16 @@ def main() -> int:
     began = time.perf_counter()
     groups = itertools.product(options.kinds, options.head_dims, options.kernels)
     tasks = [Task(kernel, dim, kind, c) for kind, dim, kernel in groups for c in configs(kernel, dim, kind)]
-    log(f"{len(tasks)} kernels to compile")
+    print(f"{len(tasks)} kernels to compile")
     compiled = list(precompiled(tasks, options.workers, began + COMPILING * options.seconds))
-    log(f"{len(compiled)} compiled or refused after {time.perf_counter() - began:.0f} s")
+    print(f"{len(compiled)} compiled or refused after {time.perf_counter() - began:.0f} s")
     lines, here = [], machine("cuda")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("a") as file:
         for line in timed(compiled, began + options.seconds):
             lines.append(line)
             print(json.dumps(line | here), file=file, flush=True)
-    log(f"{len(lines)} of {len(compiled)} timed after {time.perf_counter() - began:.0f} s")
+    print(f"{len(lines)} of {len(compiled)} timed after {time.perf_counter() - began:.0f} s")
     show_best(lines)
     return 0
 

@@ -4,27 +4,30 @@ import torch
 from torch import Tensor
 
 from attnkern import reference
+from attnkern.bench.problems import SEED, Row
 from attnkern.problem import UNLIMITED
-from bench.problems import SEED, Row
 
 TOLERANCE = {"bfloat16": 2e-2, "float16": 5e-3, "float32": 1e-3}  # relative, in norm
 QUERIES = 1024
 DIFFERENT_DRAWS = 0.002  # share that rounding may tip to a neighbouring key
+UNLIKELY = 2.5  # Kolmogorov's statistic: true draws exceed it once in 130,000 times
 
 
 def complaint(
     row: Row, tensors: tuple[Tensor, ...], results: dict[str, Tensor], gradients: dict[str, Tensor],
-    starts: dict[str, Tensor],
+    starts: dict[str, Tensor], same_seed: bool = True,
 ) -> str | None:  # fmt: skip
     """What is wrong with the results, or with the gradients that came of `starts`; None if nothing is.
 
-    Looks at the query heads of the first key head, in the first batch element.
+    Looks at the query heads of the first key head, in the first batch element. Draws must be the reference's, which
+    has the same seed; those of another generator, each under its row's distribution, must be spread evenly.
 
     Args:
         tensors: query, key and value, `(B, H, L, D)`.
         results: by name, "output" or all of hard attention's.
         gradients: of "query", "key" and "value", those that were computed.
         starts: the gradients of the results that the backward began with.
+        same_seed: whether draws were made by attnkern's generator with `SEED`.
     """
     group = row.heads // row.kv_heads
     query = tensors[0][0, :group].detach().float().requires_grad_(bool(gradients))
@@ -33,16 +36,21 @@ def complaint(
     results = {name: _first_head(name, result.detach(), group, drawn) for name, result in results.items()}
     starts = {name: _first_head(name, start, group, drawn).float() for name, start in starts.items()}
     norms = {name: [] for name in results if name != "index"}  # of error and of result, in each part
+    places = []  # of the draws, in their rows' distributions
     for begin in range(0, row.len_q, QUERIES):
         score = _scores(row, query[:, begin : begin + QUERIES], key, begin)
         found = {name: _queries(name, result, begin) for name, result in results.items()}
-        if drawn and begin == 0 and (wrong := _wrong_draws(score, found["index"])) > DIFFERENT_DRAWS:
+        if drawn and same_seed and begin == 0 and (wrong := _wrong_draws(score, found["index"])) > DIFFERENT_DRAWS:
             return f"{wrong:.1%} of the draws differ from the reference's"
+        if drawn and not same_seed:
+            places.append(_places(score.detach(), found["index"]))
         exact = _exact(score, value, found.get("index"))
         for name, parts in norms.items():
             parts.append(_norms(found[name], exact[name]))
         if gradients:
             sum((exact[name] * _queries(name, start, begin)).sum() for name, start in starts.items()).backward()
+    if places and (uneven := _unevenness(torch.cat(places))) > UNLIKELY:
+        return f"the draws do not follow the distribution (Kolmogorov's statistic {uneven:.1f})"
     relative = {name: _relative(torch.stack(parts).norm(dim=0)) for name, parts in norms.items()}
     for name, gradient in gradients.items():
         found = gradient[0, :group] if name == "query" else gradient[0, 0]
@@ -73,20 +81,25 @@ def _queries(name: str, result: Tensor, begin: int) -> Tensor:
 
 def _scores(row: Row, query: Tensor, key: Tensor, begin: int) -> Tensor:
     """`(G, queries, Lk)`, in natural-log units; -inf where the window hides a key."""
-    problem = row.problem("cuda")
-    score = query @ key.mT * problem.scale
-    left, right = problem.band
-    i = torch.arange(begin, begin + query.shape[1], device=query.device)[:, None]
-    j = torch.arange(row.len_k, device=query.device)
+    score = query @ key.mT * query.shape[-1] ** -0.5
+    return score.masked_fill(~allowed(row, begin, begin + query.shape[1], query.device), float("-inf"))
+
+
+def allowed(row: Row, begin: int, end: int, device: torch.device | str) -> Tensor:
+    """`(end - begin, Lk)`, True where those queries may look."""
+    left, right = row.problem("cpu").band
+    i = torch.arange(begin, end, device=device)[:, None] + row.offset
+    j = torch.arange(row.len_k, device=device)
+    seen = torch.ones(end - begin, row.len_k, dtype=torch.bool, device=device)
     if left != UNLIMITED:
-        score = score.masked_fill(j < i - left, float("-inf"))
+        seen &= j >= i - left
     if right != UNLIMITED:
-        score = score.masked_fill(j > i + right, float("-inf"))
-    return score
+        seen &= j <= i + right
+    return seen
 
 
 def _exact(score: Tensor, value: Tensor, index: Tensor | None) -> dict[str, Tensor]:
-    """All results of these queries; of hard attention, at the keys it drew."""
+    """All results of these queries; of hard attention, at the keys it drew, `(S, G, queries)`."""
     lse = score.logsumexp(-1)
     if index is None:
         return {"output": torch.exp(score - lse[..., None]) @ value}
@@ -101,6 +114,22 @@ def _wrong_draws(score: Tensor, index: Tensor) -> float:
     seed = torch.tensor(SEED, device=score.device)
     expected = reference.sample(score.detach().double()[None], len(index), seed)[:, 0]
     return (index != expected).double().mean().item()
+
+
+def _places(score: Tensor, index: Tensor) -> Tensor:
+    """Of each draw, a random place in its key's part of the row's cumulative distribution: even, if draws are exact."""
+    weights = torch.softmax(score.double(), -1).expand(len(index), *score.shape)
+    ends = weights.cumsum(-1).gather(-1, index[..., None]).squeeze(-1)
+    own = weights.gather(-1, index[..., None]).squeeze(-1)
+    generator = torch.Generator(score.device).manual_seed(SEED)
+    return (ends - own * torch.rand(ends.shape, dtype=ends.dtype, device=ends.device, generator=generator)).flatten()
+
+
+def _unevenness(places: Tensor) -> float:
+    """Kolmogorov's statistic: the largest difference from an even distribution, in units of 1 / sqrt(n)."""
+    count = places.numel()
+    even = (torch.arange(count, device=places.device) + 0.5) / count
+    return (places.sort().values - even).abs().max().item() * count**0.5
 
 
 def _norms(found: Tensor, exact: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ import tempfile
 
 import torch
 
+from attnkern.backends import aoa_triton
+from attnkern.backends.tuning import Config
 from attnkern.mac.machine_code import cuobjdump
 from attnkern.mac.triton_code import TYPES, Launch
 from attnkern.mac.triton_code import launches as launches_of
@@ -48,8 +50,30 @@ VARIANTS = {
 }
 
 
+def aoa_launches(features: int, dtype: torch.dtype) -> dict[str, Launch]:
+    """The same of Attention-over-Attention, with masks and a question of 64 words."""
+    found = {}
+
+    def record(call, kernel, programs, **tensors):
+        arguments = call.arguments | tensors
+        config = Config(aoa_triton.ROWS, arguments["BLOCK_N"], aoa_triton.WARPS)
+        found[kernel.__name__] = Launch(kernel, config, {key: arguments[key] for key in kernel.arg_names})
+
+    original, aoa_triton._Call.launch = aoa_triton._Call.launch, record
+    try:
+        pair = [torch.zeros(2, words, features, dtype=dtype) for words in (256, 64)]
+        pair += [torch.ones(2, words, dtype=torch.bool) for words in (256, 64)]
+        attention, *saved = aoa_triton.forward(*pair)
+        aoa_triton.backward(attention, *saved, *pair)
+    finally:
+        aoa_triton._Call.launch = original
+    return found
+
+
 def launches(variant: str, head_dim: int, dtype: torch.dtype, capability: int) -> dict:
     """Every kernel's arguments and default config for one self-attention, as the host side fills them."""
+    if variant == "aoa":
+        return aoa_launches(head_dim, dtype)
     problem = Problem(
         len_q=256, batch=2, heads=2, head_dim=head_dim, dtype=dtype, device="cuda", num_samples=4, requires_grad=True,
         **VARIANTS[variant],
@@ -101,7 +125,7 @@ if __name__ == "__main__":
     parser.add_argument("capabilities", type=int, nargs="+", help="80, 90, 100, 120")
     parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
-    parser.add_argument("--variants", nargs="+", default=["plain", "causal"], choices=VARIANTS)
+    parser.add_argument("--variants", nargs="+", default=["plain", "causal"], choices=(*VARIANTS, "aoa"))
     options = parser.parse_args()
     dtypes = [getattr(torch, name) for name in options.dtypes]
     for found in survey(options.capabilities, options.head_dims, dtypes, options.variants):

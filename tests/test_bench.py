@@ -1,39 +1,300 @@
-"""The benchmark prints no time without a right answer."""
+"""The benchmark prints no time without a right answer, and loses no result that it has."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 
-from bench import peers
-from bench.problems import Row
-from bench.run import measure
+from attnkern import mac
+from attnkern.__main__ import main
+from attnkern.bench import measure, others, peers, problems, results, run, timing
+from attnkern.bench.compare import differ
+from attnkern.bench.problems import KINDS, SUITES, Row
+from attnkern.bench.results import Result
 
+ROOT = Path(__file__).parent.parent
 SIZES = {"heads": 2, "kv_heads": 2, "len_q": 70, "len_k": 70, "head_dim": 16, "dtype": "float32"}
 ROWS = [
-    Row(name="global forward", kind="global", **SIZES),
-    Row(name="causal backward", kind="global", phase="backward", causal=True, **SIZES),
-    Row(name="local training", kind="local", phase="training", window=(5, 3), **SIZES),
-    Row(name="hard forward", kind="hard", num_samples=2, **SIZES),
+    Row(kind="global", **SIZES),
+    Row(kind="global", phase="backward", causal=True, **SIZES),
+    Row(kind="global", phase="training", **SIZES | {"kv_heads": 1}),
+    Row(kind="local", phase="training", window=(5, 3), **SIZES),
+    Row(kind="hard", num_samples=2, **SIZES),
+    Row(kind="hard", phase="training", loss="log_prob", **SIZES),
+    Row(kind="hard", phase="backward", loss="score", num_samples=3, **SIZES),
+    Row(kind="decode", causal=True, **SIZES | {"len_q": 1, "kv_heads": 1}),
+    Row(kind="module", phase="training", **SIZES),
+    Row(kind="aoa", phase="training", batch=2, len_q=70, len_k=9, head_dim=16, dtype="float32"),
+    Row(kind="matmul", **SIZES),
 ]
+ROOFS = mac.Roofs("a test", {"float32": 1e11}, 1e10, 1e9)
+TIMES = {"median": 2.0, "p20": 1.9, "p80": 2.2}
 
 
-def ours(row: Row) -> dict:
-    return next(line for line in measure(row, "cpu", ["blocked"]) if line["impl"] == "attnkern[blocked]")
+def measured(row: Row, who: str = "naive,sdpa,mha") -> dict[str, Result]:
+    return {result.impl: result for result in measure.measure(row, "cpu", ["blocked"], who.split(","), ROOFS)}
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Hardly any time for timing."""
+    monkeypatch.setitem(timing.SECONDS, "cpu", 0.0)
+    monkeypatch.setitem(timing.READING, "cpu", 0.0)
+    monkeypatch.setattr(measure, "CACHE", 1 << 16)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """`attnkern bench` with two rows, whose roofs are known."""
+    rows = ROWS[0], Row(kind="global", causal=True, **SIZES)
+    monkeypatch.setattr(run, "SUITES", {"first": lambda _: rows[:1], "both": lambda _: list(rows)})
+    monkeypatch.setattr(run.mac, "roofs", lambda *_, **__: ROOFS)
+    monkeypatch.setattr(run, "_device", lambda _: "cpu")
+    return rows
+
+
+def fails(capsys, *arguments: str) -> str:
+    """The one line on standard error of a command that exits with 2."""
+    assert main(list(arguments)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"attnkern {arguments[0]}: ")
+    return line
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_a_right_answer_is_timed(row):
-    line = ours(row)
-    assert line["error"] is None
-    assert 0 < line["ms"]["p20"] <= line["ms"]["median"] <= line["ms"]["p80"]
+    """By every backend and every peer there is."""
+    found = measured(row)
+    assert len(found) > (row.kind != "matmul")
+    for result in found.values():
+        assert result.error is None, (result.impl, result.error)
+        assert 0 < result.ms["p20"] <= result.ms["median"] <= result.ms["p80"]
+        assert result.useful_macs > 0 and result.memory >= 0 and result.share_of_roof > 0
 
 
-def test_a_wrong_answer_is_not_timed(monkeypatch):
+@pytest.mark.parametrize("kind", ["global", "hard"])
+def test_a_wrong_kernel_is_reported_and_not_timed(kind, monkeypatch):
+    name = {"global": "ours", "hard": "hard"}[kind]
+    right = getattr(peers, name)
+
+    def wrong(*arguments):
+        function = right(*arguments)
+        return lambda *tensors: {n: t if n == "index" else 1.05 * t for n, t in function(*tensors).items()}
+
+    monkeypatch.setattr(peers, name, wrong)
+    found = measured(Row(kind=kind, **SIZES))
+    assert found["attnkern[blocked]"].ms is None and found["attnkern[blocked]"].macs_per_second is None
+    assert "output" in found["attnkern[blocked]"].error
+    assert found["naive"].ms
+
+
+def test_a_wrong_gradient_is_reported(monkeypatch):
     right = peers.ours
 
-    def wrong(row, backend):
-        function = right(row, backend)
-        return lambda *tensors: {name: 1.05 * result for name, result in function(*tensors).items()}
+    def wrong(*arguments):
+        function = right(*arguments)
+        return lambda query, key, value: function(query, key.detach() + 0.5 * (key - key.detach()), value)
 
     monkeypatch.setattr(peers, "ours", wrong)
-    line = ours(ROWS[0])
-    assert line["ms"] is None and line["tflops"] is None
-    assert "output" in line["error"]
+    assert "grad_key" in measured(ROWS[1])["attnkern[blocked]"].error
+
+
+def test_draws_that_are_not_the_distributions(monkeypatch):
+    """A peer has its own random numbers; they must follow the weights all the same."""
+    monkeypatch.setattr(torch, "softmax", lambda score, dim: torch.ones_like(score))
+    assert "distribution" in measured(Row(kind="hard", **SIZES), "naive")["naive"].error
+
+
+def test_what_does_not_fit_says_so(monkeypatch):
+    monkeypatch.setitem(peers.MATRICES, "cpu", 1000)
+    found = measured(ROWS[0])
+    assert found["naive"].error.startswith("out of memory: needs") and found["naive"].ms is None
+    assert found["attnkern[blocked]"].ms
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_suites(device):
+    rows = [row for suite in SUITES.values() for row in suite(device)]
+    assert {row.kind for row in rows} == set(KINDS)
+    assert {row.phase for row in rows} == set(problems.PHASES)
+    assert len({row.name for row in rows}) == len(set(rows))
+    for row in rows:
+        row.problem(device)
+
+
+@pytest.mark.parametrize("name", ["flash-attn", "flash-attn-4", "xformers"])
+def test_peers_that_may_be_installed(name, monkeypatch):
+    """With stand-ins that take `(B, L, H, D)`, and the arguments that the packages document."""
+
+    def attend(query, key, value, causal=False, window_size=None, attn_bias=None):
+        return F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (query, key, value))).transpose(1, 2)
+
+    module = types.SimpleNamespace(
+        flash_attn_func=attend, memory_efficient_attention=attend,
+        LocalAttentionFromBottomRightMask=None, LowerTriangularFromBottomRightMask=None,
+    )  # fmt: skip
+    for path in ("flash_attn", "flash_attn.cute", "xformers", "xformers.ops", "xformers.ops.fmha.attn_bias"):
+        monkeypatch.setitem(sys.modules, path, module)
+    assert measured(ROWS[0], name)[name].error is None
+
+
+def test_local_attention_package():
+    pytest.importorskip("local_attention")
+    for row in (Row(kind="local", window=(10, 10), **SIZES), Row(kind="local", causal=True, window=(10, 0), **SIZES)):
+        assert measured(row, "local-attention")["local-attention"].error is None
+    assert measured(ROWS[3], "local-attention")["local-attention"].error.startswith("unsupported")
+    assert not others.computes("local-attention", "global")
+
+
+def test_results_survive_the_file(tmp_path):
+    found = list(measured(ROWS[3]).values()) + [Result(ROWS[0], "xformers", error="unsupported", machine={"run": "1"})]
+    for result in found:
+        again = results.from_json(results.to_json(result))
+        assert again.row == result.row and again.roof == result.roof and again.useful_macs == result.useful_macs
+        assert (again.ms is None) == (result.ms is None)
+
+
+def test_the_first_committed_rows_are_still_read():
+    found = results.read(ROOT / "bench/results/h200/2026-11-22.jsonl")
+    assert len(found) == 122
+    last = [
+        r for r in results.latest(found) if r.impl == "attnkern[cuda]" and r.row.name.startswith("global 16k B1 H16")
+    ]
+    assert [round(2e-12 * result.macs_per_second) for result in last] == [659, 559, 705, 561]
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "{}", '"', '{"kind": "soft"}', '{"ms": 3}'])
+def test_damaged_lines_are_named_and_skipped(damage, tmp_path, capsys):
+    good = results.to_json(Result(ROWS[0], "naive", ms=TIMES, machine={"run": "1"}))
+    file = tmp_path / "rows.jsonl"
+    cut = json.dumps(json.loads(good) | {"batch": -1})
+    file.write_text("\n".join([good, damage, cut, good[:80]]))
+    assert len(results.read(file)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{file}:2: not ") and "2 more lines" in line
+
+
+def test_bench_appends(quick, tmp_path, capsys):
+    file = tmp_path / "new" / "rows.jsonl"
+    assert main(["bench", "--suite", "first", "--peers", "naive", "--out", str(file)]) == 0
+    first = file.read_text()
+    file.write_text(first + first[:50])  # as if cut off
+    assert main(["bench", "--rows", "causal", "--peers", "", "--out", str(file)]) == 0
+    assert file.read_text().startswith(first)
+    assert [result.impl for result in results.read(file)] == ["attnkern[blocked]", "naive", "attnkern[blocked]"]
+    out = capsys.readouterr().out
+    assert "times as fast as the best peer" in out and quick[0].name in out
+    for name in results.MACHINE:
+        assert results.read(file)[0].machine[name]
+
+
+def test_interrupted_bench_keeps_what_is_done(quick, tmp_path, capsys, monkeypatch):
+    right = measure.measure
+
+    def interrupted(row, *rest):
+        if row == quick[1]:
+            raise KeyboardInterrupt
+        yield from right(row, *rest)
+
+    monkeypatch.setattr(measure, "measure", interrupted)
+    file = tmp_path / "rows.jsonl"
+    assert main(["bench", "--suite", "both", "--peers", "naive", "--out", str(file)]) == 130
+    assert len(results.read(file)) == 2
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        ("--suite globl", "unknown suite 'globl': choose from first, both"),
+        ("--peers nobody", "unknown peer 'nobody': choose from naive, sdpa"),
+        ("--peers xformers", "peer 'xformers' is not installed: choose from naive"),
+        ("--backends quick", "unknown backend 'quick': choose from"),
+        ("--rows nothing", "no row matches --rows 'nothing'"),
+        ("--rows (", "--rows '(' is not a regular expression"),
+        ("--seconds 0", "--seconds must be positive"),
+        ("--out .", "--out ."),
+    ],
+)
+def test_bench_refuses(flags, named, quick, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(others, "importable", lambda name: False)
+    assert named in fails(capsys, "bench", *flags.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_bench_knows_the_devices_that_are_here(capsys):
+    assert "unknown device 'tpu': choose from cpu" in fails(capsys, "bench", "--device", "tpu")
+
+
+def test_bench_does_not_write_into_other_files(quick, capsys, tmp_path):
+    file = tmp_path / "README.md"
+    file.write_text("words\n")
+    assert main(["bench", "--out", str(file)]) == 2
+    assert "holds something else" in capsys.readouterr().err
+    assert file.read_text() == "words\n"
+
+
+def written(path: Path, **medians: float) -> str:
+    """A file of one result for each implementation."""
+    lines = []
+    for impl, median in medians.items():
+        ms = {"median": median, "p20": 0.9 * median, "p80": 1.1 * median} if median else None
+        result = Result(
+            ROWS[0], impl, ms=ms, error=None if median else "out of memory", machine={"device": "X", "run": "1"}
+        )
+        lines.append(results.to_json(result))
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+def test_compare_shows_what_changed_beyond_noise(tmp_path, capsys):
+    before = written(tmp_path / "a.jsonl", naive=2.0, sdpa=1.0, flex=1.0, gone=1.0)
+    after = written(tmp_path / "b.jsonl", naive=4.0, sdpa=1.1, flex=0)
+    assert main(["bench", "--compare", before, after]) == 0
+    out = capsys.readouterr().out
+    assert "2.00 (1.80-2.20) -> 4.00 (3.60-4.40) ms, +100.0%" in out.replace(" ms ->", " ->")
+    assert "out of memory" in out and "sdpa" not in out
+    assert "2 changed, 1 alike within noise, 1 only before, 0 only after" in out
+
+
+def test_compare_without_a_file(tmp_path, capsys):
+    there = written(tmp_path / "a.jsonl", naive=1.0)
+    line = fails(capsys, "bench", "--compare", there, str(tmp_path / "b.jsonl"))
+    assert "b.jsonl" in line and f"there are {there}" in line.replace(f"{os.sep}.{os.sep}", os.sep)
+
+
+def test_alike_means_overlapping():
+    one = Result(ROWS[0], "naive", ms=TIMES)
+    assert not differ(one, Result(ROWS[0], "naive", ms={"median": 2.3, "p20": 2.1, "p80": 2.4}))
+    assert differ(one, Result(ROWS[0], "naive", ms={"median": 2.4, "p20": 2.3, "p80": 2.5}))
+
+
+def test_pytest_benchmark_suite():
+    """`pytest bench`, one row of it."""
+    pytest.importorskip("pytest_benchmark")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "bench",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "forward and naive and 128",
+    ]
+    report = ROOT / "out" / f"{os.getpid()}.json"
+    report.parent.mkdir(exist_ok=True)
+    try:
+        done = subprocess.run([*command, f"--benchmark-json={report}"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (case,) = json.loads(report.read_text())["benchmarks"]
+    finally:
+        report.unlink(missing_ok=True)
+    assert case["extra_info"]["useful_macs"] > 0 and case["extra_info"]["share_of_roof"] > 0

@@ -98,8 +98,9 @@ def test_an_unable_backend_says_why():
     with pytest.raises(UnsupportedProblem, match="head size 512 is above 256"):
         wide = torch.zeros(1, 1, 4, 512)
         attnkern.global_attention(wide, wide, wide, backend="triton")
-    with pytest.raises(UnsupportedProblem, match="learned centres"):
-        local(window=(1, 1), center=torch.zeros(2, 4, 5), backend="blocked")
+    with pytest.raises(UnsupportedProblem, match="no attention weights around learned centres"):
+        center, aux = torch.zeros(2, 4, 5), attnkern.AuxRequest(weights="mean")
+        local(window=(1, 1), center=center, return_aux=aux, backend="blocked")
 
 
 def test_explain():
@@ -108,7 +109,7 @@ def test_explain():
     assert explanation.reasons["blocked"] is None and explanation.reasons["reference"] is None
     assert "float64" in explanation.reasons["triton"] or "CPU" in explanation.reasons["triton"]
     assert "chosen" in str(explanation) and "float64" in str(explanation)
-    assert attnkern.explain(Problem(len_q=8, window=(1, 1), center=True)).chosen == "reference"
+    assert attnkern.explain(Problem(len_q=8, window=(1, 1), center=True, weights="mean")).chosen == "reference"
 
 
 def test_problem_kinds_bands_and_pairs():

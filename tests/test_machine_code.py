@@ -51,6 +51,13 @@ def test_no_spills_without_a_softmax(head_dim):
     assert all(case["wgmma"] for case in found)
 
 
+@pytest.mark.parametrize("capability", [80, 90])
+def test_attention_over_attention_spills_little(capability):
+    found = compiled(capability, 128, "bfloat16", "aoa")
+    assert len(found) == 5 and all(case["spills"] <= 4 for case in found)
+    assert capability == 80 or all(case["wgmma"] for case in found)
+
+
 @pytest.mark.parametrize(("capability", "head_dim", "dtype"), [(90, 80, "bfloat16"), (80, 32, "float32")])
 def test_every_option_compiles(capability, head_dim, dtype):
     """Window, float mask and its gradient, soft cap, dropout, grouped heads, offsets, entropy, weights, at once."""

@@ -75,7 +75,10 @@ def score_gradient(
     row, entropy, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ENTROPY: tl.constexpr,
     DROPOUT: tl.constexpr, MASKED: tl.constexpr, ACTIVATION: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """Weights before dropout, their gradient g, and dS. `lse` comes shaped to broadcast like `i`; `row`, `entropy` point at row 0."""
+    """Weights before dropout, their gradient g, and dS.
+
+    `lse` comes shaped to broadcast like `i`; `row`, `entropy` point at row 0.
+    """
     if ACTIVATION == "softmax":
         weight = tl.minimum(exponential(score - lse, UNIT), 1.0)
     else:

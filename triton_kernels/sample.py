@@ -92,9 +92,7 @@ def sample_forward(
                 picked_score = tl.where(better, highest[:, None], picked_score)
             else:
                 stream = sample_group + SAMPLE_STREAM
-                w0, w1, w2, w3 = philox_words(
-                    seed_value, i, batch_head, stream, (begin_n + draws * 0) // BLOCK_N
-                )
+                w0, w1, w2, w3 = philox_words(seed_value, i, batch_head, stream, (begin_n + draws * 0) // BLOCK_N)
                 word = tl.where(draws == 0, w0, tl.where(draws == 1, w1, tl.where(draws == 2, w2, w3)))
                 target = uniform(word) * total[:, None]
                 # the first block with any mass is always taken; rounding must not lose it

@@ -40,8 +40,8 @@ def softmax_forward(
     heads, group, len_q, len_k, scale, softcap, query_offset, left, right, dropout_threshold, dropout_scale,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
-    DROPOUT: tl.constexpr, ACTIVATION: tl.constexpr, CENTERED: tl.constexpr, CAUSAL: tl.constexpr, GAUSSIAN: tl.constexpr,
-    PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    DROPOUT: tl.constexpr, ACTIVATION: tl.constexpr, CENTERED: tl.constexpr, CAUSAL: tl.constexpr,
+    GAUSSIAN: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of queries of one head: output `(B, H, Lq, Ev)` and lse `(B, H, Lq)`."""
     tiles = tl.cdiv(len_q, BLOCK_M)

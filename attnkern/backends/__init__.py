@@ -7,4 +7,6 @@ weights             attention weights, given lse
 sample              draws, scores, lse, entropy
 backward            gradients of whatever reached the softmax weights, or mac's
 sparse_backward     gradients at the draws only
+
+Attention-over-Attention has modules of its own, with a `forward` and a `backward`: `aoa_blocked`, `aoa_triton`.
 """

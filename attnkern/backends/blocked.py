@@ -1,7 +1,7 @@
 """Every operation in O(L) memory with torch alone, on any device; the default on a CPU.
 
 The same tile walk serves the forward passes, the weights, the backward and the sampler. Global
-attention goes to torch's own fused kernel where that computes the same thing.
+attention, and windows, go to torch's own fused kernel where that computes the same thing.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnkern import philox
-from attnkern.backends import centered, sdpa, sparse, unnormalised
+from attnkern.backends import banded, centered, sdpa, sparse, unnormalised
 from attnkern.backends.tiles import NEG_INF, Block, Tile, blocks, exp_
 from attnkern.problem import Gradients, Inputs, Problem, new_output
 
@@ -34,6 +34,8 @@ def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
         output, lse = sdpa.forward(problem, inputs)
         if sdpa.is_sound(lse):
             return output, lse
+    elif banded.can_run(problem) and (found := banded.forward(problem, inputs, softmax)) is not None:
+        return found
     output = new_output(inputs.query, inputs.value)
     lse = inputs.query.new_empty(output.shape[:-1], dtype=problem.compute_dtype)
     for block in _walk(problem, inputs):
@@ -90,6 +92,8 @@ def backward(
     only_output = row is None and not needs_mask and output is not None and grad_output is not None
     if only_output and sdpa.can_run(problem, inputs) and sdpa.is_sound(lse):
         return sdpa.backward(problem, inputs, output, lse, grad_output)
+    if only_output and banded.can_run(problem) and sdpa.is_sound(lse):
+        return banded.backward(problem, inputs, output, lse, grad_output, backward)
 
     dtype, device = problem.compute_dtype, inputs.key.device
     grad_query = torch.zeros_like(inputs.query)
@@ -174,7 +178,7 @@ class _RowTerms:
         self.row = 0.0 if row is None else rows(row).unsqueeze(-1)
         self.entropy = None if entropy is None else rows(entropy).unsqueeze(-1)
         self.whole_row = len(tiles) == 1  # then the mean is at hand with the gradient
-        if not self.whole_row:
+        if not self.whole_row and (grad_output is not None or grad_weights is not None):
             for keys in tiles:
                 self._add_to_mean(block.tile(keys))
 
@@ -183,8 +187,7 @@ class _RowTerms:
     def _add_to_mean(self, tile: Tile) -> None:
         """Adds the tile's share of `sum_j p_j g_j` to what is subtracted from g."""
         gradient, _ = self._weight_gradient(tile)
-        if gradient is not None:
-            self.row = self.row + (tile.weights(self.lse) * gradient).sum(-1, keepdim=True)
+        self.row = self.row + (tile.weights(self.lse) * gradient).sum(-1, keepdim=True)
 
     def score_gradient(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Weights after dropout and Gaussian, and dS."""
@@ -196,8 +199,8 @@ class _RowTerms:
         weights = tile.weights(self.lse)
         final = weights if factor is None else weights * factor
         if gradient is None:
-            gradient = torch.zeros_like(weights)
-        elif self.whole_row:
+            return final, weights * (-self.row if surprise is None else surprise.neg_().sub_(self.row))
+        if self.whole_row:
             self.row = self.row + torch.linalg.vecdot(weights, gradient).unsqueeze(-1)
         if problem.sigma and not problem.renormalize:
             self._add_to_gaussian(tile, weights * gradient)
@@ -210,10 +213,9 @@ class _RowTerms:
         return final, grad_score
 
     def _add_to_gaussian(self, tile: Tile, part: Tensor) -> None:
-        distance = tile.distance_in_sigmas()
-        part = part * distance
+        part = part * tile.distance_in_sigmas
         self.grad_center = self.grad_center + part.sum(-1, keepdim=True)
-        self.grad_sigma = self.grad_sigma + (part * distance).sum(-1, keepdim=True)
+        self.grad_sigma = self.grad_sigma + (part * tile.distance_in_sigmas).sum(-1, keepdim=True)
 
     def _weight_gradient(self, tile: Tile) -> tuple[Tensor | None, Tensor | None]:
         """`g`, the gradient to the softmax's weights, and what multiplies them; None if absent."""

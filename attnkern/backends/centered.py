@@ -1,8 +1,8 @@
 """Blocks of queries whose windows lie around real positions, different for every query and head.
 
-The queries of each head are taken in the order of their centres, so that a block's windows lie close together
-however the centres scatter: it sees the keys from its first window to its last, gathered, and the cost follows
-the windows. Every query head has its own order, so heads that share keys are no longer stacked.
+The queries of each head are taken in the order of their centres, so that a few neighbours' windows lie close together
+however the centres scatter. Such a run of queries sees the keys from its first window to its last, gathered: the cost
+follows the windows. Every query head has its own order, so heads that share keys are no longer stacked.
 """
 
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from attnkern.backends.tiles import KEYS, NEG_INF, ROWS, TILE_BYTES, TILE_BYTES_
 from attnkern.problem import UNLIMITED, Inputs, Problem
 
 FARTHEST = 2**30  # positions beyond lie there
+FEWEST_ROWS = 32  # of a run
 
 
 class Order(NamedTuple):
@@ -27,46 +28,63 @@ class Order(NamedTuple):
 
 
 class CenteredBlock(Block):
-    """Some queries, neighbours by their centres, of some heads of some batch elements."""
+    """Runs of queries of some heads of some batch elements; a block's matrices are `(n, rows, ...)`, n runs in all.
 
-    def __init__(self, problem: Problem, inputs: Inputs, batch: slice, heads: slice, rows: tuple[int, int], order):
+    rows: the first in each head's order, the one past the last, and how many a run has.
+    """
+
+    def __init__(
+        self, problem: Problem, inputs: Inputs, batch: slice, heads: slice, rows: tuple[int, int, int], order: Order
+    ):
         self.problem, self.inputs = problem, inputs
-        self.batch, self.heads, self.rows = batch, heads, rows
-        self._batch_index = torch.arange(batch.start, batch.stop, device=inputs.query.device)[:, None, None]
-        self._head_index = torch.arange(heads.start, heads.stop, device=inputs.query.device)[:, None]
-        part = (batch, heads, slice(*rows))
-        self._row_index, anchors = order.rows[part], order.anchors[part]  # (batch, heads, rows)
+        begin, end, size = rows
+        device = inputs.query.device
+        self._batch_index = torch.arange(batch.start, batch.stop, device=device).view(-1, 1, 1, 1)
+        self._head_index = torch.arange(heads.start, heads.stop, device=device).view(-1, 1, 1)
+        own = (batch, heads, slice(begin, end))
+        self._row_index, anchors = (tensor[own].unflatten(2, (-1, size)) for tensor in order)  # (b, h, runs, rows)
+
         left, right = problem.window
         first, last = anchors[..., :1], anchors[..., -1:]
         begin = torch.zeros_like(first) if left == UNLIMITED else (first - left).clamp(0, problem.len_k)
-        end = begin * 0 + problem.len_k if right == UNLIMITED else (last + right + 1).clamp(0, problem.len_k)
-        self._begin = begin  # of the keys in sight, (batch, heads, 1)
-        self._anchors = (anchors - begin).flatten(0, 1).unsqueeze(-1)
-        self.keys = 0, max(0, int((end - begin).max()))
+        end = torch.full_like(last, problem.len_k)
+        if right != UNLIMITED:
+            end = torch.minimum((last + right + 1).clamp(min=0), end)
+        self._begin, self._end = begin, torch.maximum(begin, end)  # of the keys in sight, (b, h, runs, 1)
+        self._anchors = (anchors - begin).clamp(-FARTHEST, FARTHEST).int().flatten(0, 2).unsqueeze(-1)
+        self.keys = 0, int((self._end - begin).max())
+        gaps = (begin >= end).any()
+        if UNLIMITED not in (left, right):
+            gaps = gaps | (anchors.diff(dim=-1) > left + right + 1).any()
+        self._has_gaps = problem.causal or bool(gaps)
         self._bands = {}
 
     def take_rows(self, tensor: Tensor) -> Tensor:
         part = tensor[self._batch_index, self._head_index, self._row_index]
-        return part.flatten(0, 1).to(self.problem.compute_dtype)
+        return part.flatten(0, 2).to(self.problem.compute_dtype)
 
     def put_rows(self, tensor: Tensor, rows: Tensor) -> None:
         part = rows.view(*self._row_index.shape, *tensor.shape[3:]).to(tensor.dtype)
         tensor[self._batch_index, self._head_index, self._row_index] = part
 
     def take_keys(self, tensor: Tensor, keys: tuple[int, int]) -> Tensor:
-        return tensor[self._places(keys)].flatten(0, 1).to(self.problem.compute_dtype)
+        return tensor[self._places(keys)].flatten(0, 2).to(self.problem.compute_dtype)
 
     def add_keys(self, tensor: Tensor, keys: tuple[int, int], part: Tensor) -> None:
         batch, head, key = self._places(keys)
         flat = ((batch * self.problem.kv_heads + head) * self.problem.len_k + key).flatten()
         tensor.view(-1, tensor.shape[-1]).index_add_(0, flat, part.flatten(0, 1))
 
+    def as_heads(self, scores: Tensor) -> Tensor:
+        """`(n, rows, keys)` viewed as `(batch, heads, runs, rows, keys)`."""
+        return scores.view(*self._row_index.shape, -1)
+
     def take_mask(self, tensor: Tensor, keys: tuple[int, int]) -> Tensor:
         return tensor[self._mask_places(tensor, keys)]
 
     def add_mask(self, tensor: Tensor, keys: tuple[int, int], part: Tensor) -> None:
         summed = [d for d in (2, 3) if tensor.shape[d] == 1]  # heads have their own rows and keys
-        part = part.sum(summed, keepdim=True) if summed else part
+        part = part.sum([d + 1 for d in summed], keepdim=True) if summed else part
         places = [place.expand(part.shape) for place in self._mask_places(tensor, keys)]
         tensor.index_put_(places, part, accumulate=True)
 
@@ -74,61 +92,65 @@ class CenteredBlock(Block):
         """0 or -inf, `(n, rows, keys)`."""
         if keys not in self._bands:
             left, right = self.problem.window
-            column = torch.arange(*keys, device=self._anchors.device)
-            number = column + self._begin.flatten(0, 1).unsqueeze(-1)
-            outside = (number >= self.problem.len_k).expand(-1, self._anchors.shape[1], -1)
+            column = torch.arange(*keys, device=self._anchors.device, dtype=torch.int32)
+            last = (self._end - self._begin).int().flatten(0, 2).unsqueeze(-1) - 1
+            if right != UNLIMITED:
+                last = torch.minimum(last, self._anchors + right)
+            if self.problem.causal:
+                last = torch.minimum(last, self._positions())
+            outside = column > last
             if left != UNLIMITED:
                 outside = outside | (column < self._anchors - left)
-            if right != UNLIMITED:
-                outside = outside | (column > self._anchors + right)
-            if self.problem.causal:
-                outside = outside | (number > self._positions())
+            outside = outside.expand(-1, self._anchors.shape[1], -1)
             band = torch.zeros(outside.shape, dtype=self.problem.compute_dtype, device=outside.device)
             self._bands[keys] = band.masked_fill_(outside, NEG_INF)
         return self._bands[keys]
 
-    def reached(self, keys: tuple[int, int], bias: Tensor | None) -> Tensor:
-        """Between scattered windows lie keys that nobody looks at."""
+    def reached(self, keys: tuple[int, int], bias: Tensor | None) -> Tensor | None:
+        if bias is None and not self._has_gaps:
+            return None
         band = self.as_heads(self.band(keys))
         reached = (band if bias is None else band + bias) > NEG_INF
-        return reached.any(2).flatten(0, 1).unsqueeze(-1)
+        return reached.any(-2).flatten(0, 2).unsqueeze(-1)
 
     def distance(self, keys: tuple[int, int]) -> Tensor:
         """From each query's centre to each key, `(n, rows, keys)`."""
-        number = torch.arange(*keys, device=self._begin.device) + self._begin.flatten(0, 1).unsqueeze(-1)
-        return number.to(self.problem.compute_dtype) - self.center
+        return self._numbers(keys).to(self.problem.compute_dtype).flatten(0, 2).unsqueeze(-2) - self.center
 
     def dropout_keep(self, keys: tuple[int, int]) -> Tensor:
-        number = (torch.arange(*keys, device=self._begin.device) + self._begin)[:, :, None]
-        batch_heads = self._batch_index * self.problem.heads + self._head_index
-        keep = philox.dropout_keep_at(
-            self.inputs.seed, self._row_index[..., None], batch_heads[..., None], number, self.problem.dropout_p
-        )
-        return keep.flatten(0, 1)
+        batch_heads = (self._batch_index * self.problem.heads + self._head_index).unsqueeze(-1)
+        row, key = self._row_index.unsqueeze(-1), self._numbers(keys).unsqueeze(-2)
+        keep = philox.dropout_keep_at(self.inputs.seed, row, batch_heads, key, self.problem.dropout_p)
+        return keep.flatten(0, 2)
 
     @cached_property
     def center(self) -> Tensor:
         return self.take_rows(self.inputs.center).unsqueeze(-1)
 
     @cached_property
-    def sigma(self) -> Tensor | None:
-        return None if self.inputs.sigma is None else self.take_rows(self.inputs.sigma).unsqueeze(-1)
+    def sigma(self) -> Tensor:
+        return self.take_rows(self.inputs.sigma).unsqueeze(-1)
 
     def _positions(self) -> Tensor:
-        """Where the queries stand for causality: `(n, rows, 1)`."""
+        """Where the queries stand among the keys in sight, for causality: `(n, rows, 1)`."""
         offset = self.problem.query_offset
         if self.inputs.offsets is not None:
             offset = self.inputs.offsets[self._batch_index]
-        return (self._row_index + offset).flatten(0, 1).unsqueeze(-1)
+        position = self._row_index + offset - self._begin
+        return position.clamp(-FARTHEST, FARTHEST).int().flatten(0, 2).unsqueeze(-1)
+
+    def _numbers(self, keys: tuple[int, int]) -> Tensor:
+        """Of a tile's keys: `(b, h, runs, keys)`."""
+        return torch.arange(*keys, device=self._begin.device) + self._begin
 
     def _places(self, keys: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices of batch elements, key heads and keys; past the end stands the last key."""
-        number = torch.arange(*keys, device=self._begin.device) + self._begin
-        return self._batch_index, self._head_index // self.problem.group, number.clamp(max=self.problem.len_k - 1)
+        """Indices of batch elements, key heads and keys; past the end stands the last key in sight."""
+        number = torch.minimum(self._numbers(keys), self._end - 1).clamp(min=0)
+        return self._batch_index, self._head_index // self.problem.group, number
 
     def _mask_places(self, tensor: Tensor, keys: tuple[int, int]) -> tuple[Tensor, ...]:
-        batch, head = self._batch_index[..., None], self._head_index[..., None]
-        places = batch, head, self._row_index[..., None], self._places(keys)[2][:, :, None]
+        batch, head = self._batch_index.unsqueeze(-1), self._head_index.unsqueeze(-1)
+        places = batch, head, self._row_index.unsqueeze(-1), self._places(keys)[2].unsqueeze(-2)
         return tuple(place if size != 1 else place.new_zeros(1) for place, size in zip(places, tensor.shape))
 
 
@@ -138,19 +160,25 @@ def blocks(problem: Problem, inputs: Inputs) -> Iterator[CenteredBlock]:
         return
     order = _order(inputs.center)
     left, right = problem.window
-    span = min(problem.len_k, KEYS if UNLIMITED in (left, right) else ROWS + left + right)
+    bounded = UNLIMITED not in (left, right)
+    rows = min(problem.len_q, max(FEWEST_ROWS, min(ROWS, left + right)) if bounded else ROWS)
+    span = min(problem.len_k, KEYS, 2 * rows + left + right if bounded else KEYS)
     size = torch.finfo(problem.compute_dtype).bits // 8
     budget = TILE_BYTES.get(problem.device, TILE_BYTES_ELSEWHERE)
-    together = max(1, budget // max(1, size * min(ROWS, problem.len_q) * min(span, KEYS)))
+    together = max(1, budget // (size * rows * span))  # runs
     heads_at_once = min(together, problem.heads)
-    batches_at_once = max(1, together // problem.heads)
+    batches_at_once = min(max(1, together // problem.heads), problem.batch)
+    runs = max(1, together // (heads_at_once * batches_at_once))
+    whole = problem.len_q // rows * rows
     for b in range(0, problem.batch, batches_at_once):
         batch = slice(b, min(b + batches_at_once, problem.batch))
         for h in range(0, problem.heads, heads_at_once):
             heads = slice(h, min(h + heads_at_once, problem.heads))
-            for row in range(0, problem.len_q, ROWS):
-                rows = row, min(row + ROWS, problem.len_q)
-                yield CenteredBlock(problem, inputs, batch, heads, rows, order)
+            for row in range(0, whole, runs * rows):
+                yield CenteredBlock(problem, inputs, batch, heads, (row, min(row + runs * rows, whole), rows), order)
+            if whole < problem.len_q:
+                rest = (whole, problem.len_q, problem.len_q - whole)
+                yield CenteredBlock(problem, inputs, batch, heads, rest, order)
 
 
 def _order(center: Tensor) -> Order:

@@ -54,6 +54,8 @@ class Kernels:
         """Why this backend cannot run the problem; None if it can."""
         head = max(problem.head_dim, problem.value_dim)
         hard = problem.kind == "hard"
+        if problem.kind == "aoa":
+            return "it has no Attention-over-Attention"
         if problem.device != self._device:
             return f"device {problem.device} is not {self._device}"
         if problem.dtype not in DTYPES:

@@ -1,4 +1,4 @@
-"""Torch's own fused CPU kernel, for global attention and for windows that leave little out."""
+"""Torch's own fused CPU kernel, for global attention and for windows that leave little out; see also `banded`."""
 
 import math
 
@@ -8,8 +8,8 @@ from torch import Tensor
 from attnkern.problem import UNLIMITED, Gradients, Inputs, Problem, new_output
 
 NEG_INF = float("-inf")
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 MASK_SIZE = 1 << 22  # entries of the largest mask made to hold a window
@@ -23,6 +23,11 @@ def can_run(problem: Problem, inputs: Inputs) -> bool:
 
 def suits(problem: Problem) -> bool:
     """The same, for a float mask of the query's dtype."""
+    return has_kernel(problem) and (is_plain(problem) or _covers_most(problem))
+
+
+def has_kernel(problem: Problem) -> bool:
+    """Whether torch's kernel knows such tensors and scores, wherever a query may look."""
     return (
         problem.device == "cpu"
         and not problem.softcap
@@ -31,7 +36,6 @@ def suits(problem: Problem) -> bool:
         and problem.group == 1
         and problem.head_dim == problem.value_dim
         and 0 not in (problem.batch, problem.heads, problem.len_q, problem.len_k, problem.head_dim)
-        and (is_plain(problem) or _covers_most(problem))
     )
 
 
@@ -61,7 +65,7 @@ def is_sound(lse: Tensor) -> bool:
 
 def forward(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     query, key, value, bias, empty = _prepared(problem, inputs)
-    output, lse = _forward(query, key, value, 0.0, problem.causal and bias is None, attn_mask=bias, scale=problem.scale)
+    output, lse = flash(query, key, value, 0.0, problem.causal and bias is None, attn_mask=bias, scale=problem.scale)
     lse = lse.contiguous()
     wanted = new_output(inputs.query, inputs.value)
     output = output if output.stride() == wanted.stride() else wanted.copy_(output)
@@ -72,7 +76,7 @@ def backward(problem: Problem, inputs: Inputs, output: Tensor, lse: Tensor, grad
     query, key, value, bias, empty = _prepared(problem, inputs)
     lse = lse if empty is None else lse.masked_fill(empty, 0.0)
     return Gradients(
-        *_backward(
+        *flash_backward(
             grad_output,
             query,
             key,

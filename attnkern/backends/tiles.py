@@ -202,9 +202,9 @@ class Tile:
         return factor
 
     def log_gaussian(self) -> Tensor:
-        distance = self.distance_in_sigmas()
-        return distance.mul_(distance).mul_(-0.5)
+        return self.distance_in_sigmas.square().mul_(-0.5)
 
+    @cached_property
     def distance_in_sigmas(self) -> Tensor:
         """Of keys from the queries' centres: `(n, rows, keys)`."""
         return self.block.distance(self.keys).div_(self.block.sigma).clamp_(-FARTHEST_SIGMAS, FARTHEST_SIGMAS)

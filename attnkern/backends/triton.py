@@ -39,7 +39,7 @@ def refuses(problem: Problem) -> str | None:
         return "it has no attention weights around learned centres"
     if problem.dtype not in DTYPES:
         return f"dtype {problem.dtype} is not float16, bfloat16 or float32"
-    if max(problem.head_dim, problem.value_dim) > LARGEST_HEAD:
+    if problem.kind != "aoa" and max(problem.head_dim, problem.value_dim) > LARGEST_HEAD:
         return f"head size {max(problem.head_dim, problem.value_dim)} is above {LARGEST_HEAD}"
     if problem.device == "cpu":
         interpreter = "TRITON_INTERPRET=1, set before the import, runs Triton's interpreter"
@@ -120,7 +120,7 @@ def backward(
 
     absent = inputs.query  # stands for any tensor that the compiled kernel never reads
     lse = inputs.query.new_empty(inputs.query.shape[:3], dtype=torch.float32) if lse is None else lse
-    do = _with_unit_stride(grad_output) if grad_output is not None else absent
+    do = with_unit_stride(grad_output) if grad_output is not None else absent
     dw = broadcastable(grad_weights) if grad_weights is not None else absent
     arguments = _arguments(problem, inputs) | _strides(do, "ob", "oh", "om") | _strides(dw, "gb", "gh", "gi", "gj")
     arguments |= {
@@ -198,13 +198,13 @@ def _launch_query(problem: Problem, arguments: dict, mean: bool) -> None:
 def _row_dot(left: Tensor, right: Tensor) -> Tensor:
     """Dot product of rows in float32: `(B, H, L, E) -> (B, H, L)`."""
     batch, heads, rows, width = left.shape
-    right = _with_unit_stride(right)
+    right = with_unit_stride(right)
     result = left.new_empty(batch, heads, rows, dtype=torch.float32)
     block_m = 64
     with on_device_of(left):
         row_dot[(triton.cdiv(rows, block_m) * batch * heads,)](
             left, right, result, *left.stride()[:3], *right.stride()[:3], heads, rows,
-            WIDTH=width, BLOCK=_padded(width), BLOCK_M=block_m,
+            WIDTH=width, BLOCK=padded(width), BLOCK_M=block_m,
         )  # fmt: skip
     return result
 
@@ -292,7 +292,7 @@ def _arguments(problem: Problem, inputs: Inputs) -> dict:
         "LEFT": left != UNLIMITED, "RIGHT": right != UNLIMITED, "DROPOUT": problem.dropout_p > 0,
         "ACTIVATION": problem.selector if problem.kind == "mac" else "softmax",
         "CENTERED": problem.center, "CAUSAL": problem.center and problem.causal, "GAUSSIAN": _gaussian(problem),
-        "PRECISION": _precision(problem.dtype), "UNIT": _unit(problem),
+        "PRECISION": precision(problem.dtype), "UNIT": _unit(problem),
     }  # fmt: skip
 
 
@@ -316,7 +316,7 @@ def _unit(problem: Problem) -> float:
     return 1.0 if exact else LOG2E.value
 
 
-def _precision(dtype: torch.dtype) -> str:
+def precision(dtype: torch.dtype) -> str:
     """Float32 products follow `torch.set_float32_matmul_precision`, or torch's newer setting of the same."""
     if dtype != torch.float32:
         return "ieee"
@@ -331,23 +331,23 @@ def _strides(tensor: Tensor, *names: str) -> dict[str, int]:
 
 
 def _unit_stride(inputs: Inputs) -> Inputs:
-    query, key, value = (_with_unit_stride(tensor) for tensor in inputs[:3])
+    query, key, value = (with_unit_stride(tensor) for tensor in inputs[:3])
     return inputs._replace(query=query, key=key, value=value)
 
 
-def _with_unit_stride(tensor: Tensor) -> Tensor:
+def with_unit_stride(tensor: Tensor) -> Tensor:
     """Features side by side, and rows near enough for 32-bit offsets inside a tile."""
     return tensor if tensor.stride(-1) == 1 and tensor.stride(-2) < FARTHEST_ROW else tensor.contiguous()
 
 
 def padded_widths(problem: Problem) -> tuple[int, int]:
     """Features of a tile of queries or keys, and of values."""
-    block_e, block_v = _padded(problem.head_dim), _padded(problem.value_dim)
+    block_e, block_v = padded(problem.head_dim), padded(problem.value_dim)
     # tiles swizzled alike: ptxas 12.8 (Triton 3.6) mixes up the wgmma descriptors of ones that differ
     return max(block_e, min(block_v, WIDEST_SWIZZLE)), max(block_v, min(block_e, WIDEST_SWIZZLE))
 
 
-def _padded(width: int) -> int:
+def padded(width: int) -> int:
     return max(16, triton.next_power_of_2(width))
 
 

@@ -120,11 +120,11 @@ def _described(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{_cpu_name()} ({capability}), threads: {torch.get_num_threads()}, torch {torch.__version__}"
+    return f"{cpu_name()} ({capability}), threads: {torch.get_num_threads()}, torch {torch.__version__}"
 
 
 @functools.cache
-def _cpu_name() -> str:
+def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

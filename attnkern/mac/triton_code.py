@@ -11,7 +11,14 @@ from attnkern.backends import triton as backend
 from attnkern.backends.tuning import Config, candidates
 from attnkern.problem import Inputs, Problem
 
-TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64", torch.uint8: "u8"}
+TYPES = {
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.int32: "i32",
+    torch.int64: "i64",
+    torch.uint8: "u8",
+}
 
 
 class Launch(NamedTuple):

@@ -1,6 +1,8 @@
 """Modules built on the operations: drop-in layers, and what kind of attention they compute."""
 
+from attnkern.nn.annealing import WindowAnnealing
+from attnkern.nn.aoa_reader import AoAReader
 from attnkern.nn.kinds import Global, Hard, Local
-from attnkern.nn.multihead import MultiheadAttention
+from attnkern.nn.multihead import MultiheadAttention, hard_attentions
 
-__all__ = ["Global", "Hard", "Local", "MultiheadAttention"]
+__all__ = ["AoAReader", "Global", "Hard", "Local", "MultiheadAttention", "WindowAnnealing", "hard_attentions"]

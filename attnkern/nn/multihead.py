@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnkern.api import global_attention, hard_attention, local_attention
-from attnkern.nn.kinds import Global, Hard, Kind, Local, check_kind, refusal
+from attnkern.estimators import soft_mixture
+from attnkern.nn.center import PredictedCenter
+from attnkern.nn.kinds import Global, Hard, Kind, Local, check_kind, predicts_center, refusal
 from attnkern.results import AuxRequest, HardAttention
 
 GLOBAL = Global()
@@ -22,13 +24,16 @@ class MultiheadAttention(nn.MultiheadAttention):
     Args:
         embed_dim ... dtype: `torch.nn.MultiheadAttention`'s.
         attention: what to compute: `Global()`, `Local(window)` or `Hard(...)`. For the last two, query
-            `i` stands at key `i`. Hard draws keys instead of dropping weights: `dropout` has no effect
-            on it.
+            `i` stands at key `i`, unless `Local(center="predicted")` learns where to look: then the module has
+            parameters that torch's has not, `center`'s. Hard draws keys instead of dropping weights: `dropout` has
+            no effect on it.
         backend: None chooses; a name is obeyed or refused, as in `attnkern.global_attention`.
 
     Attributes:
-        hard: with `Hard`, the `HardAttention` of the last forward, for `attnkern.estimators`: it keeps
-            that forward's graph alive, and is neither copied nor saved. None before, and otherwise.
+        center: with `Local(center="predicted")`, the `PredictedCenter`; else absent.
+        hard: with `Hard`, the `HardAttention` of the last forward, for `attnkern.estimators`
+            (`attnkern.nn.hard_attentions` collects a model's): it keeps that forward's graph alive, and is neither
+            copied nor saved. None before, and otherwise.
 
     Raises:
         ValueError: `add_bias_kv` or `add_zero_attn` with a window: the keys they append lie outside it.
@@ -62,6 +67,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         super().__init__(
             embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, kdim, vdim, batch_first, device, dtype
         )
+        if predicts_center(attention):
+            self.center = PredictedCenter(embed_dim, num_heads, device, dtype)
         if (reason := refusal(attention, self)) is not None:
             raise ValueError(reason)
         self.attention = attention
@@ -104,9 +111,13 @@ class MultiheadAttention(nn.MultiheadAttention):
         mask = self._merge_masks(key_padding_mask, None if is_causal else attn_mask, q, k)
         k, v = self._append(k, self.bias_k), self._append(v, self.bias_v)
 
-        attend = self._attend_hard if isinstance(self.attention, Hard) else self._attend
         wanted = None if not need_weights else "mean" if average_attn_weights else "heads"
-        output, weights = attend(q, k, v, mask, is_causal, wanted)
+        if isinstance(self.attention, Hard):
+            output, weights = self._attend_hard(q, k, v, mask, is_causal, wanted)
+        else:
+            learned = predicts_center(self.attention)
+            center = self.center(self._batch_first(query), k.shape[2], key_padding_mask) if learned else None
+            output, weights = self._attend(q, k, v, mask, is_causal, wanted, center)
 
         output = output.transpose(1, 2).flatten(-2)  # (N, L, E)
         if not batched:
@@ -153,13 +164,15 @@ class MultiheadAttention(nn.MultiheadAttention):
         biases = (None, None, None) if bias is None else bias.chunk(3)
         return tuple(F.linear(*each) for each in zip((query, key, value), weights, biases))
 
-    def _split_heads(self, x: Tensor) -> Tensor:
-        """`(L, N, E)`, `(N, L, E)` or `(L, E)`, seen as `(N, H, L, head_dim)`."""
+    def _batch_first(self, x: Tensor) -> Tensor:
+        """`(L, N, E)`, `(N, L, E)` or `(L, E)`, seen as `(N, L, E)`."""
         if x.dim() == 2:
-            x = x.unsqueeze(0)
-        elif not self.batch_first:
-            x = x.transpose(0, 1)
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+            return x.unsqueeze(0)
+        return x if self.batch_first else x.transpose(0, 1)
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """As above, seen as `(N, H, L, head_dim)`."""
+        return self._batch_first(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
     def _append(self, keys: Tensor, bias: Tensor | None) -> Tensor:
         """Keys, or values, with those that `add_bias_kv` and `add_zero_attn` put at the end."""
@@ -194,15 +207,17 @@ class MultiheadAttention(nn.MultiheadAttention):
         additive = (F._canonical_mask(mask, name, **other) for name, mask in masks.items())
         return reduce(torch.add, (F.pad(mask, (0, appended)) for mask in additive))
 
-    def _attend(self, query, key, value, mask, is_causal, wanted) -> tuple[Tensor, Tensor | None]:
+    def _attend(self, query, key, value, mask, is_causal, wanted, center) -> tuple[Tensor, Tensor | None]:
         options = {
             "dropout_p": self.dropout if self.training else 0.0,
             "is_causal": is_causal,
             "return_aux": AuxRequest(weights=wanted),
             "backend": self.backend,
         }
-        if isinstance(self.attention, Local):
-            output, aux = local_attention(query, key, value, mask, window=self.attention.window, **options)
+        kind = self.attention
+        if isinstance(kind, Local):
+            prior = {"window": kind.window, "center": center, "sigma": kind.width, "renormalize": kind.renormalize}
+            output, aux = local_attention(query, key, value, mask, **prior, **options)
         else:
             output, aux = global_attention(query, key, value, mask, **options)
         return output, aux.weights
@@ -221,6 +236,12 @@ class MultiheadAttention(nn.MultiheadAttention):
             window=kind.window,
             backend=self.backend,
         )
+        if self.training and kind.soft_mixture:
+            # -1 on both sides is a window that holds every key
+            soft = local_attention(
+                query, key, value, mask, is_causal=is_causal, window=kind.window or (-1, -1), backend=self.backend
+            )
+            self.hard = soft_mixture(self.hard, soft, kind.soft_mixture)
         output, index = self.hard.output, self.hard.index
         weights = _shares(index, key.shape[2], wanted, query.dtype) if wanted else None
         return output if output.dim() == 4 else output.mean(0), weights
@@ -235,6 +256,28 @@ class MultiheadAttention(nn.MultiheadAttention):
     def __getstate__(self) -> dict:
         # the last draws belong to a graph: neither copied nor pickled
         return {name: value for name, value in self.__dict__.items() if name != "hard"}
+
+
+def hard_attentions(model: nn.Module, copies: int | None = None) -> list[HardAttention]:
+    """The results of the last forward of every `MultiheadAttention` in a model that computes `Hard`, for estimators.
+
+    Args:
+        copies: the batch holds this many copies of each example, `x.repeat(copies, ...)`: results get a leading
+            dimension of copies, `(copies, B, H, Lq, ...)`, as `num_samples` gives.
+
+    Raises:
+        ValueError: there is none, one has not run, or its batch is not that many copies or has several draws each.
+    """
+    layers = [module for module in model.modules() if isinstance(getattr(module, "attention", None), Hard)]
+    found = [layer.hard for layer in layers if layer.hard is not None]
+    if not layers or len(found) < len(layers):
+        raise ValueError(f"model must hold hard attention that has run, got {len(layers)} layers, {len(found)} run")
+    if copies is None:
+        return found
+    for hard in found:
+        if hard.score.dim() == 4 or hard.score.shape[0] % copies:
+            raise ValueError(f"copies must divide a batch of single draws, got {copies} of {tuple(hard.score.shape)}")
+    return [HardAttention(*(part.unflatten(0, (copies, -1)) for part in hard)) for hard in found]
 
 
 def _shares(index: Tensor, len_k: int, wanted: str, dtype: torch.dtype) -> Tensor:

@@ -128,18 +128,19 @@ def problem_of(query: tuple, key: tuple, value: tuple, offsets: tuple | None, op
 
 def like_inputs(gradients: Gradients, inputs: Inputs, needs_mask: bool) -> tuple[Tensor, ...]:
     """Gradients in the dtype and layout of their inputs, as the fake promises; zeros for None."""
-    grads = [_like(gradient, tensor) for gradient, tensor in zip(gradients[:3], inputs)]
-    mask = _like(gradients.attn_mask, inputs.attn_mask) if needs_mask else inputs.query.new_empty(0)
+    grads = [like(gradient, tensor) for gradient, tensor in zip(gradients[:3], inputs)]
+    mask = like(gradients.attn_mask, inputs.attn_mask) if needs_mask else inputs.query.new_empty(0)
     return *grads, mask
 
 
-def _like(gradient: Tensor | None, tensor: Tensor) -> Tensor:
-    like = torch.empty_like(tensor)
+def like(gradient: Tensor | None, tensor: Tensor) -> Tensor:
+    """A gradient in the dtype and layout of its input; zeros for None."""
+    wanted = torch.empty_like(tensor)
     if gradient is None:
-        return like.zero_()
-    if gradient.dtype == like.dtype and gradient.stride() == like.stride():
+        return wanted.zero_()
+    if gradient.dtype == wanted.dtype and gradient.stride() == wanted.stride():
         return gradient
-    return like.copy_(gradient)
+    return wanted.copy_(gradient)
 
 
 def fake_gradients(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, needs_mask: bool):

@@ -8,7 +8,7 @@ from torch import Tensor
 from attnkern import reference
 from attnkern.ops import library
 
-DIFFERENTIABLE = ("query", "key", "value", "attn_mask", "center", "sigma")
+DIFFERENTIABLE = ("query", "key", "value", "attn_mask", "center", "sigma", "document", "question")
 
 
 def differentiable(name: str, grads: tuple[str, ...], recompute: Callable[..., tuple[Tensor, ...]]) -> Callable:

@@ -8,19 +8,20 @@ def fold_into_batch(name: str, batch_in: dict[str, int], batch_out: tuple[int, .
     """Registers the rule of one operation.
 
     Args:
-        batch_in: for each tensor argument that has one, which of its dimensions is the batch.
+        batch_in: for each tensor argument that has one, which of its dimensions is the batch; the first, of which it
+            is dimension 0, tells the batch size.
         batch_out: the same for each result.
         mask_gradient: which result, if any, is the gradient of `attn_mask`.
     """
     operation = getattr(torch.ops.attnkern, name)
     names = [argument.name for argument in operation.default._schema.arguments]
+    first = next(iter(batch_in))
 
     def rule(info, in_dims, *args):
         given = dict(zip(names, args))
         dims = dict(zip(names, in_dims))
-        query = given["query"]
-        batch = query.shape[0] if dims["query"] is None else query.movedim(dims["query"], 0).shape[1]
-        mask = given["attn_mask"]
+        batch = _sizes(given[first], dims[first])[0]
+        mask = given.get("attn_mask")
         mask_is_shared = mask is not None and _sizes(mask, dims["attn_mask"])[0] == 1
         folded = [
             _fold(value, dims[argument], batch_in[argument], info.batch_size, batch) if argument in batch_in else value

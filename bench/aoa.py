@@ -1,0 +1,66 @@
+"""Rows of attention-over-attention (Cui et al. 2017), beside the definition as torch runs it."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+import attnkern
+from attnkern.bench.peers import Contender, Function
+from attnkern.bench.problems import Row
+from attnkern.bench.verify import TOLERANCE, judgement, relative_error
+from attnkern.mac import Count
+
+INPUTS = ("document", "question")
+
+
+def inputs(row: Row, device: str) -> tuple[Tensor, ...]:
+    """document `(B, Ld, D)` and question `(B, Lq, D)`; scores about as large as a scaled dot product's."""
+    options = {"dtype": getattr(torch, row.dtype), "device": device}
+    scale = row.head_dim**-0.25
+    return tuple(torch.randn(row.batch, length, row.head_dim, **options) * scale for length in (row.len_q, row.len_k))
+
+
+def contenders(row: Row, device: str, backends: list[str], peers: list[str]) -> Iterator[Contender]:
+    for name in backends:
+        yield Contender(f"attnkern[{name}]", lambda name=name: ours(name), work(row), role="ours")
+    if "naive" in peers:
+        yield Contender("naive", lambda: naive, work(row))
+
+
+def work(row: Row) -> Count:
+    """The scores' product, `alpha beta`, two exponentials a pair; backward scores again, and two gradients."""
+    pairs = row.batch * row.len_q * row.len_k
+    forward, backward = pairs * (row.head_dim + 1), pairs * (3 * row.head_dim + 2)
+    tensors = row.batch * (row.len_q + row.len_k) * row.head_dim + row.batch * row.len_q
+    passes = {"forward": 1, "backward": 2, "training": 3}[row.phase]
+    return Count(
+        useful_macs={"forward": forward, "backward": backward, "training": forward + backward}[row.phase],
+        bytes=passes * tensors * getattr(torch, row.dtype).itemsize,
+        exps=2 * pairs * (2 if row.phase == "training" else 1),
+    )
+
+
+def ours(backend: str) -> Function:
+    function = getattr(attnkern, "attention_over_attention", None)
+    if function is None:
+        raise NotImplementedError("attnkern has no attention_over_attention yet")
+    return lambda document, question: {"output": function(document, question, backend=backend)}
+
+
+def naive(document: Tensor, question: Tensor) -> dict[str, Tensor]:
+    """`(B, Ld)`: over the document for each word of the question, weighted by what the document asks for on average."""
+    score = document @ question.mT
+    over_document, over_question = torch.softmax(score, -2), torch.softmax(score, -1)
+    return {"output": (over_document @ over_question.mean(-2).unsqueeze(-1)).squeeze(-1)}
+
+
+def complaint(row: Row, tensors, results, gradients, starts, same_seed=True) -> str | None:
+    """Against the definition in float64: its output, and gradients of document and question."""
+    exact = [tensor.detach().double().requires_grad_(bool(gradients)) for tensor in tensors]
+    output = naive(*exact)["output"]
+    relative = {"output": relative_error(results["output"].detach(), output)}
+    if gradients:
+        expected = torch.autograd.grad(output, exact, starts["output"].double())
+        relative |= {f"grad_{name}": relative_error(gradients[name], one) for name, one in zip(INPUTS, expected)}
+    return judgement(relative, TOLERANCE[row.dtype])

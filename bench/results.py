@@ -1,0 +1,199 @@
+"""A measurement as one line of JSON: read from files of any age and quality, written by appending."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+import attnkern
+from attnkern.bench.problems import EVERYWHERE, KINDS, PHASES, Row
+from attnkern.mac.roofline import cpu_name
+
+FILE = "attnkern_bench.jsonl"
+MACHINE = ("device", "threads", "driver", "python", "torch", "triton", "attnkern", "commit", "date", "run")
+
+
+class Roof(NamedTuple):
+    """The least time for a row's work on its device, what sets it, and the device's measured best, each a second."""
+
+    ms: float
+    limit: Literal["matrix", "memory", "exp"]
+    macs: float
+    bytes: float
+    exps: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one implementation did with one row.
+
+    Attributes:
+        role: "ours", "peer", or "other" for what computes something else.
+        ms: milliseconds of one call: "median", "p20" and "p80"; None if there is no right result.
+        useful_macs, issued_macs, bytes, exps: its work, see `attnkern.mac.Count`; None where it is not known.
+        memory: bytes that one call takes at its peak.
+        error: why there is no time.
+        machine: `MACHINE`'s entries, as text.
+    """
+
+    row: Row
+    impl: str
+    role: Literal["ours", "peer", "other"] = "peer"
+    ms: dict[str, float] | None = None
+    useful_macs: int | None = None
+    issued_macs: int | None = None
+    bytes: int | None = None
+    exps: int | None = None
+    roof: Roof | None = None
+    memory: int | None = None
+    error: str | None = None
+    machine: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def macs_per_second(self) -> float | None:
+        return self.useful_macs / self.ms["median"] * 1e3 if self.ms and self.useful_macs else None
+
+    @property
+    def bytes_per_second(self) -> float | None:
+        return self.bytes / self.ms["median"] * 1e3 if self.ms and self.bytes else None
+
+    @property
+    def share_of_roof(self) -> float | None:
+        return self.roof.ms / self.ms["median"] if self.ms and self.roof else None
+
+    @property
+    def useful_share(self) -> float | None:
+        """Of the multiply-accumulates issued."""
+        return self.useful_macs / self.issued_macs if self.useful_macs and self.issued_macs else None
+
+
+def to_json(result: Result) -> str:
+    """One line; "row" is its name, for people, and "pass" its phase."""
+    row = asdict(result.row)
+    line = {"row": result.row.name, "impl": result.impl, "role": result.role, "pass": row.pop("phase"), **row}
+    line["ms"] = {name: round(value, 5) for name, value in result.ms.items()} if result.ms else None
+    line |= {name: getattr(result, name) for name in ("useful_macs", "issued_macs", "bytes", "exps")}
+    line["roof"] = dict(result.roof._asdict(), share=result.share_of_roof) if result.roof else None
+    return json.dumps(line | {"memory": result.memory, "error": result.error} | result.machine)
+
+
+def from_json(text: str) -> Result:
+    """The result in a line, of this format or of the one before it.
+
+    Raises:
+        ValueError: it is none; the message says why.
+    """
+    try:
+        line = json.loads(text)
+    except ValueError:
+        raise ValueError("not JSON") from None
+    if not isinstance(line, dict) or not {"kind", "pass", "impl", "ms"} <= line.keys():
+        raise ValueError("not a result of 'attnkern bench'")
+    try:
+        return _result(line)
+    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"not a result of 'attnkern bench' ({error})") from None
+
+
+def _result(line: dict) -> Result:
+    sizes = {one.name: line[one.name] for one in fields(Row) if one.name in line}
+    sizes |= {"phase": line["pass"], "window": tuple(line["window"] or EVERYWHERE)}
+    if "len_k" not in line:  # the first format: self-attention, a time without its spread, and TFLOP/s
+        sizes |= {"len_k": line["len_q"], "kv_heads": line["heads"]}
+    row = Row(**sizes)
+    if row.kind not in KINDS or row.phase not in PHASES:
+        raise ValueError(f"unknown kind or pass: {row.kind}, {row.phase}")
+    row.problem("cpu")  # checks the sizes
+    ms, macs = line["ms"], line.get("useful_macs")
+    if isinstance(ms, int | float):
+        ms = dict.fromkeys(("median", "p20", "p80"), float(ms))
+        macs = round(line["tflops"] * 1e12 / 2 * ms["median"] / 1e3) if line.get("tflops") else None
+    if ms is not None:
+        ms = {name: float(ms[name]) for name in ("median", "p20", "p80")}
+        if not 0 < ms["p20"] <= ms["median"] <= ms["p80"]:
+            raise ValueError("times are out of order")
+    roof = Roof(**{name: line["roof"][name] for name in Roof._fields}) if line.get("roof") else None
+    impl = line["impl"].replace("sdpa", "SDPA")
+    rest = {name: line.get(name) for name in ("issued_macs", "bytes", "exps", "memory", "error")}
+    machine = {name: str(line[name]) for name in MACHINE if name in line}
+    machine.setdefault("run", f"{line.get('date')} {line.get('variant')}")
+    role = line.get("role") or ("ours" if impl.startswith("attnkern") else "peer")
+    return Result(row, impl, role, ms=ms, useful_macs=macs, roof=roof, machine=machine, **rest)
+
+
+def read(path: Path) -> list[Result]:
+    """Results in the order of the file; what is none is named on standard error, with its line, and skipped.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    found, damaged = [], []
+    for number, text in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        try:
+            if text.strip():
+                found.append(from_json(text))
+        except ValueError as error:
+            damaged.append(f"{path}:{number}: {error}")
+    if damaged:
+        more = f", and {len(damaged) - 1} more lines" if len(damaged) > 1 else ""
+        print(f"{damaged[0]}; skipped{more}", file=sys.stderr)
+    return found
+
+
+def latest(results: list[Result]) -> list[Result]:
+    """Of each row on each device the last run that has it: times of different runs are not comparable."""
+    last = {}
+    for result in results:
+        last[result.machine.get("device"), result.row] = result.machine.get("run")
+    kept = {}  # a run may have been repeated within its second
+    for result in results:
+        place = result.machine.get("device"), result.row
+        if result.machine.get("run") == last[place]:
+            kept[(*place, result.impl)] = result
+    return list(kept.values())
+
+
+def machine(device: str) -> dict[str, str]:
+    """Device, versions, commit and date: the same for every line of a run."""
+    gpu, now = device == "cuda", datetime.now().astimezone()
+    return {
+        "device": torch.cuda.get_device_name() if gpu else cpu_name(),
+        "threads": str(torch.get_num_threads()),
+        "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if gpu else "none",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "attnkern": attnkern.__version__,
+        "commit": os.environ.get("ATTNKERN_COMMIT") or _commit(),
+        "date": f"{now:%Y-%m-%d}",
+        "run": now.isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> str:
+    """Of the checkout that runs, if it is one."""
+    checkout = Path(attnkern.__file__).parents[1]
+    known = (checkout / ".git").exists()
+    return _said("git", "-C", str(checkout), "rev-parse", "--short=12", "HEAD") if known else "unknown"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def _said(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "unknown"
