@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from attnkern.triton_kernels.centers import (
+    FARTHEST_SIGMAS,
     centered_row_bounds,
     centered_windows,
     distance_in_sigmas,
@@ -213,7 +214,7 @@ def backward_query(
                 )  # fmt: skip
                 if GAUSSIAN != "none":
                     part = tl.where(weight > 0, weight * gradient, 0.0) if GAUSSIAN == "after" else ds
-                    part *= distance
+                    part *= tl.where(tl.abs(distance) < FARTHEST_SIGMAS, distance, 0.0)  # beyond, nothing moves it
                     dcenter += tl.sum(part, 1)
                     dsigma += tl.sum(part * distance, 1)
                 if SOFTCAP:
