@@ -31,13 +31,12 @@ class Case:
     def __str__(self) -> str:
         options = " ".join(f"{k}={v}" for k, v in self.options.items())
         sizes = f"B{self.batch} H{self.heads} L{self.lengths} E{self.dims}"
-        return f"{sizes} {self.mask or ''} {'strided' if self.strided else ''} {self._gaussian()} {options}".replace("  ", " ").strip()
-
-    def _gaussian(self) -> str:
-        return f"centers sigma={self.sigma}" if self.center else ""
+        centers = f"centers sigma={self.sigma}" if self.center else None
+        words = (sizes, self.mask, "strided" if self.strided else None, centers, options)
+        return " ".join(word for word in words if word)
 
     def tensors(self, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-        """query, key, value, mask, center and sigma, the last two in float32; others' values representable in `dtype`."""
+        """query, key, value and mask, float values exactly representable in `dtype`; center and sigma in float32."""
         generator = torch.Generator().manual_seed(self.seed)
 
         def normal(*shape):
