@@ -24,15 +24,19 @@ class Case:
     seed: int = 0
     weights: str | None = "mean"  # asked for along with the output
     gradients: bool = True
+    center: bool = False  # learned ones, scattered over the keys and past their ends
+    sigma: float | None = None  # of Gaussians around them, at most
     options: dict = field(default_factory=dict)
 
     def __str__(self) -> str:
         options = " ".join(f"{k}={v}" for k, v in self.options.items())
         sizes = f"B{self.batch} H{self.heads} L{self.lengths} E{self.dims}"
-        return f"{sizes} {self.mask or ''} {'strided' if self.strided else ''} {options}".replace("  ", " ").strip()
+        centers = f"centers sigma={self.sigma}" if self.center else None
+        words = (sizes, self.mask, "strided" if self.strided else None, centers, options)
+        return " ".join(word for word in words if word)
 
     def tensors(self, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-        """query, key, value and mask; float values exactly representable in `dtype`."""
+        """query, key, value and mask, float values exactly representable in `dtype`; center and sigma in float32."""
         generator = torch.Generator().manual_seed(self.seed)
 
         def normal(*shape):
@@ -49,6 +53,10 @@ class Case:
             made = {name: t.transpose(1, 2).contiguous().transpose(1, 2) for name, t in made.items()}
             made["query"] = made["query"].mT.contiguous().mT
         made["attn_mask"] = self._mask(normal, generator, dtype)
+        if self.center:
+            made["center"] = torch.rand(shapes["query"][:3], generator=generator) * (len_k + 20) - 10
+        if self.sigma:
+            made["sigma"] = torch.rand(shapes["query"][:3], generator=generator) * self.sigma + 0.5
         return {name: None if t is None else t.to(device) for name, t in made.items()}
 
     def _mask(self, normal, generator, dtype):
@@ -75,7 +83,7 @@ def poison(case: Case, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if prior.get("query_offset") == "end":
         prior["query_offset"] = case.lengths[1] - case.lengths[0]
     query, key = torch.zeros_like(tensors["query"]), torch.zeros_like(tensors["key"])
-    seen = reference.scores(query, key, tensors["attn_mask"], **prior) > float("-inf")
+    seen = reference.scores(query, key, tensors["attn_mask"], center=tensors.get("center"), **prior) > float("-inf")
     group = case.heads[0] // case.heads[1]
     unseen = ~seen.any(2).unflatten(1, (-1, group)).any(2).unsqueeze(-1)
     changed = {name: tensors[name].masked_fill(unseen, float("nan")) for name in ("key", "value")}
@@ -95,6 +103,7 @@ def run(
     for tensor in inputs.values():
         tensor.requires_grad_(case.gradients and tensor.dtype.is_floating_point)
     mask = inputs.pop("attn_mask", None)
+    gaussian = {name: inputs.pop(name) for name in ("center", "sigma") if name in inputs}
     query, key, value = inputs.values()
     gqa = case.heads[0] != case.heads[1]
     if kind == "hard":
@@ -116,21 +125,18 @@ def run(
     else:
         function = local_attention if kind == "local" else global_attention
         aux = AuxRequest(lse=True, weights=case.weights)
-        output, aux = function(query, key, value, mask, enable_gqa=gqa, return_aux=aux, backend=backend, **case.options)
+        options = case.options | gaussian
+        output, aux = function(query, key, value, mask, enable_gqa=gqa, return_aux=aux, backend=backend, **options)
         found = {"output": output, "lse": aux.lse} | ({"weights": aux.weights} if case.weights else {})
         losses = {"output": ("output",), "all": tuple(found)}
 
-    wanted = [t for t in (query, key, value, mask) if t is not None and t.requires_grad]
-    names = [
-        f"grad_{name}"
-        for name, t in zip(("query", "key", "value", "mask"), (query, key, value, mask))
-        if t is not None and t.requires_grad
-    ]
+    leaves = {"query": query, "key": key, "value": value, "mask": mask} | gaussian
+    leaves = {name: t for name, t in leaves.items() if t is not None and t.requires_grad}
     for loss_name, parts in losses.items() if case.gradients else ():
         loss = sum(_projection(found[part], place) for place, part in enumerate(parts))
-        gradients = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
-        for name, gradient, tensor in zip(names, gradients, wanted):
-            found[f"{loss_name} {name}"] = torch.zeros_like(tensor) if gradient is None else gradient
+        gradients = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True)
+        for (name, tensor), gradient in zip(leaves.items(), gradients):
+            found[f"{loss_name} grad_{name}"] = torch.zeros_like(tensor) if gradient is None else gradient
     return {name: t.detach() for name, t in found.items()}
 
 

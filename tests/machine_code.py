@@ -26,9 +26,22 @@ VARIANTS = {
     "linear": {"selector": "linear"},
     "relu": {"selector": "relu", "mask": "float"},
     "exp": {"selector": "exp", "causal": True},
+    "centered": {"center": True, "sigma": True, "window": (10, 10)},
     "everything": {
         "kv_heads": 1,
         "window": (100, 20),
+        "mask": "float",
+        "softcap": 5.0,
+        "dropout_p": 0.1,
+        "query_offset": None,
+    },
+    "centered everything": {
+        "kv_heads": 1,
+        "center": True,
+        "sigma": True,
+        "renormalize": True,
+        "window": (100, 20),
+        "causal": True,
         "mask": "float",
         "softcap": 5.0,
         "dropout_p": 0.1,
@@ -65,23 +78,23 @@ def launches(variant: str, head_dim: int, dtype: torch.dtype, capability: int) -
         len_q=256, batch=2, heads=2, head_dim=head_dim, dtype=dtype, device="cuda", num_samples=4, requires_grad=True,
         **VARIANTS[variant],
     )  # fmt: skip
-    everything = variant == "everything"
+    everything = variant.endswith("everything")
     query = torch.zeros(2, 2, 256, head_dim, dtype=dtype)
     key, value = (torch.zeros(2, problem.kv_heads, 256, head_dim, dtype=dtype) for _ in range(2))
     mask = {
         "everything": torch.zeros(2, 1, 1, 256, dtype=dtype),
+        "centered everything": torch.zeros(2, 1, 1, 256, dtype=dtype),
         "bool": torch.zeros(2, 2, 256, 256, dtype=torch.bool),
         "float": torch.zeros(2, 2, 256, 256),
         "relu": torch.zeros(1, 1, 1, 256),
     }.get(variant)
     offsets = torch.zeros(2, dtype=torch.int64) if everything else None
-    inputs = Inputs(query, key, value, mask, offsets, torch.zeros((), dtype=torch.int64))
-    gradients = {
-        "grad_weights": torch.zeros(2, 2, 256, 256, dtype=dtype),
-        "entropy": torch.zeros(2, 2, 256),
-        "needs_mask": True,
-    }
-    return launches_of(problem, inputs, capability, **(gradients if everything else {}))
+    center, sigma = (torch.ones(2, 2, 256) if problem.center else None for _ in range(2))
+    inputs = Inputs(query, key, value, mask, offsets, torch.zeros((), dtype=torch.int64), center, sigma)
+    gradients = {"needs_mask": True} if everything else {}
+    if everything and not problem.center:  # whose op gives a gradient to the output and the lse alone
+        gradients |= {"grad_weights": torch.zeros(2, 2, 256, 256, dtype=dtype), "entropy": torch.zeros(2, 2, 256)}
+    return launches_of(problem, inputs, capability, **gradients)
 
 
 def resources(launch: Launch, capability: int) -> dict:

@@ -58,12 +58,21 @@ def test_attention_over_attention_spills_little(capability):
     assert capability == 80 or all(case["wgmma"] for case in found)
 
 
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_no_spills_around_learned_centres(head_dim):
+    found = compiled(90, head_dim, "bfloat16", "centered")
+    assert len(found) == 4 and not any(case["spills"] for case in found)
+    assert all(case["wgmma"] for case in found)
+
+
 @pytest.mark.parametrize(("capability", "head_dim", "dtype"), [(90, 80, "bfloat16"), (80, 32, "float32")])
 def test_every_option_compiles(capability, head_dim, dtype):
     """Window, float mask and its gradient, soft cap, dropout, grouped heads, offsets, entropy, weights, at once."""
-    kernels = {case["kernel"] for case in compiled(capability, head_dim, dtype, "everything")}
-    assert kernels >= {"softmax_forward", "backward_query", "backward_key_value", "backward_mask"}
-    assert kernels >= {"attention_weights", "sample_forward"}
+    found = compiled(capability, head_dim, dtype, "everything", "centered everything")
+    for variant in ("everything", "centered everything"):
+        kernels = {case["kernel"] for case in found if case["variant"] == variant}
+        assert kernels >= {"softmax_forward", "backward_query", "backward_key_value", "backward_mask"}
+        assert (kernels >= {"attention_weights", "sample_forward"}) == (variant == "everything")
 
 
 @pytest.mark.parametrize(("capability", "kib"), [(120, 99), (90, 227)])

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from attnkern.triton_kernels.centers import (
+    FARTHEST_SIGMAS,
     centered_row_bounds,
     centered_windows,
     distance_in_sigmas,
@@ -26,10 +27,9 @@ from attnkern.triton_kernels.centers import (
     tile_anchors,
     tile_rows,
 )
+from attnkern.triton_kernels.gradients import load_lse, score_gradient, weight_gradient
 from attnkern.triton_kernels.random import dropout_keep
 from attnkern.triton_kernels.scores import (
-    FAR,
-    activated,
     cap_slope,
     capped_scores,
     exponential,
@@ -43,63 +43,6 @@ from attnkern.triton_kernels.scores import (
     store_rows,
     where_seen,
 )
-
-
-@triton.jit
-def load_lse(lse, i, len_q, UNIT: tl.constexpr):
-    """Rows' lse; an empty row's weights come out 0, as do those of rows past the end."""
-    row_lse = tl.load(lse + i, mask=i < len_q, other=float("inf"))
-    return tl.where(row_lse == float("-inf"), 0.0, row_lse * UNIT)
-
-
-@triton.jit
-def weight_gradient(
-    product_gradient, keep, dropout_scale, i, j, len_q, len_k, grad_weights, stride_gi, stride_gj,
-    HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, DROPOUT: tl.constexpr,
-):  # fmt: skip
-    """`g`, the gradient to the weights before dropout. `product_gradient` is `grad_output . value`."""
-    gradient = tl.zeros_like(product_gradient)
-    if HAS_OUTPUT:
-        gradient += product_gradient
-    if HAS_WEIGHTS:
-        entries = grad_weights + i.to(tl.int64) * stride_gi + j.to(tl.int64) * stride_gj
-        gradient += tl.load(entries, mask=(i < len_q) & (j < len_k), other=0.0).to(tl.float32)
-    if DROPOUT:
-        gradient = tl.where(keep, gradient * dropout_scale, 0.0)
-    return gradient
-
-
-@triton.jit
-def score_gradient(
-    score, lse, product_gradient, keep, dropout_scale, i, j, len_q, len_k, grad_weights, stride_gi, stride_gj,
-    row, entropy, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ENTROPY: tl.constexpr,
-    DROPOUT: tl.constexpr, MASKED: tl.constexpr, ACTIVATION: tl.constexpr, UNIT: tl.constexpr,
-):  # fmt: skip
-    """Weights before dropout, their gradient g, and dS.
-
-    `lse` comes shaped to broadcast like `i`; `row`, `entropy` point at row 0.
-    """
-    if ACTIVATION == "softmax":
-        weight = tl.minimum(exponential(score - lse, UNIT), 1.0)
-    else:
-        weight = activated(score, ACTIVATION, UNIT)
-    gradient = weight_gradient(
-        product_gradient, keep, dropout_scale, i, j, len_q, len_k, grad_weights, stride_gi, stride_gj,
-        HAS_OUTPUT, HAS_WEIGHTS, DROPOUT,
-    )  # fmt: skip
-    ds = gradient
-    if ACTIVATION == "softmax":
-        ds -= tl.load(row + i, mask=i < len_q, other=0.0)
-    if HAS_ENTROPY:
-        surprise = tl.minimum(tl.maximum(score - lse, FAR), 0.0) * (1 / UNIT)
-        ds -= tl.load(entropy + i, mask=i < len_q, other=0.0) * surprise
-    if ACTIVATION == "relu":
-        ds = tl.where(score > 0, ds, 0.0)
-    elif ACTIVATION != "linear":
-        ds *= weight
-    if MASKED:  # a hidden value may hold anything, NaN included
-        ds = tl.where(score > float("-inf"), ds, 0.0)
-    return weight, gradient, ds
 
 
 @triton.jit
@@ -143,9 +86,7 @@ def backward_query(
     if DROPOUT:
         seed_value = tl.load(seed)
 
-    if CENTERED:
-        order += head_rows
-    rows = tile_rows(order, begin_m, len_q, CENTERED, BLOCK_M)
+    rows = tile_rows(order, head_rows, begin_m, len_q, CENTERED, BLOCK_M)
     i = rows[:, None]
     query += batch * stride_qb + head * stride_qh
     q = load_query_rows(query, rows, begin_m, stride_qm, 0, len_q, HEAD_DIM, BLOCK_M, BLOCK_E, CENTERED)
@@ -213,7 +154,7 @@ def backward_query(
                 )  # fmt: skip
                 if GAUSSIAN != "none":
                     part = tl.where(weight > 0, weight * gradient, 0.0) if GAUSSIAN == "after" else ds
-                    part *= distance
+                    part *= tl.where(tl.abs(distance) < FARTHEST_SIGMAS, distance, 0.0)  # beyond, nothing moves it
                     dcenter += tl.sum(part, 1)
                     dsigma += tl.sum(part * distance, 1)
                 if SOFTCAP:
@@ -283,9 +224,7 @@ def backward_key_value(
         head_grad_output = grad_output + batch * stride_ob + head * stride_oh
         head_grad_weights = grad_weights + batch * stride_gb + head * stride_gh
         head_rows = batch_head * len_q
-        head_order = order
         if CENTERED:
-            head_order = order + head_rows
             head_anchors = anchors + head_rows
             begin, end = centered_row_bounds(first, last, head_anchors, len_q, left, right, LEFT, RIGHT)
             inner_begin, inner_end = 0, 0  # all tiles are edges
@@ -293,7 +232,7 @@ def backward_key_value(
         for PART in tl.static_range(2 if CENTERED else 0 if RIGHT else 1, 3):
             part_begin, part_end = loop_part(PART, begin, end, inner_begin, inner_end, BLOCK_M)
             for begin_m in tl.range(part_begin, part_end, BLOCK_M):
-                rows = tile_rows(head_order, begin_m, len_q, CENTERED, BLOCK_M)
+                rows = tile_rows(order, head_rows, begin_m, len_q, CENTERED, BLOCK_M)
                 i = rows[None, :]
                 q = load_query_rows(
                     head_query, rows, begin_m, stride_qm, begin, high, HEAD_DIM, BLOCK_M, BLOCK_E, CENTERED, PART != 1

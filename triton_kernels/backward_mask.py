@@ -3,7 +3,6 @@
 import triton
 import triton.language as tl
 
-from attnkern.triton_kernels.backward import load_lse, score_gradient
 from attnkern.triton_kernels.centers import (
     centered_windows,
     distance_in_sigmas,
@@ -13,6 +12,7 @@ from attnkern.triton_kernels.centers import (
     tile_anchors,
     tile_rows,
 )
+from attnkern.triton_kernels.gradients import load_lse, score_gradient
 from attnkern.triton_kernels.random import dropout_keep
 from attnkern.triton_kernels.scores import capped_scores, exponential, key_bounds, load_rows, masked_scores
 
@@ -67,10 +67,7 @@ def backward_mask(
         if OFFSETS:
             position = tl.load(offsets + batch).to(tl.int32)
         head_rows = batch_head * len_q
-        head_order = order
-        if CENTERED:
-            head_order = order + head_rows
-        rows = tile_rows(head_order, begin_m, len_q, CENTERED, BLOCK_M)
+        rows = tile_rows(order, head_rows, begin_m, len_q, CENTERED, BLOCK_M)
         i = rows[:, None]
         if CENTERED:
             anchor = tile_anchors(anchors + head_rows, begin_m, len_q, BLOCK_M)[:, None]
@@ -111,9 +108,9 @@ def backward_mask(
             if DROPOUT:
                 keep = dropout_keep(seed_value, batch_head, i, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False)
             _, _, ds = score_gradient(
-                score, load_lse(lse + batch_head * len_q, i, len_q, UNIT), product_gradient, keep, dropout_scale,
+                score, load_lse(lse + head_rows, i, len_q, UNIT), product_gradient, keep, dropout_scale,
                 i, j, len_q, len_k, grad_weights + batch * stride_gb + head * stride_gh, stride_gi, stride_gj,
-                row + batch_head * len_q, entropy + batch_head * len_q,
+                row + head_rows, entropy + head_rows,
                 HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, True, ACTIVATION, UNIT,
             )  # fmt: skip
             sums += ds

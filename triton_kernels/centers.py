@@ -16,11 +16,11 @@ FARTHEST_SIGMAS = tl.constexpr(1.0e15)  # its square is finite
 
 
 @triton.jit
-def tile_rows(order, begin, len_q, CENTERED: tl.constexpr, ROWS: tl.constexpr):
-    """Numbers of the rows `begin + (0 ... ROWS)` in visiting order, `len_q` past the end."""
+def tile_rows(order, head_rows, begin, len_q, CENTERED: tl.constexpr, ROWS: tl.constexpr):
+    """Numbers of a head's rows `begin + (0 ... ROWS)` in visiting order, `len_q` past the end."""
     places = begin + tl.arange(0, ROWS)
     if CENTERED:
-        return tl.load(order + places, mask=places < len_q, other=len_q)
+        return tl.load(order + head_rows + places, mask=places < len_q, other=len_q)
     else:
         return places
 

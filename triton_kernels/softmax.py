@@ -65,9 +65,7 @@ def softmax_forward(
     if DROPOUT:
         seed_value = tl.load(seed)
 
-    if CENTERED:
-        order += head_rows
-    rows = tile_rows(order, begin_m, len_q, CENTERED, BLOCK_M)
+    rows = tile_rows(order, head_rows, begin_m, len_q, CENTERED, BLOCK_M)
     i = rows[:, None]
     q = load_query_rows(query, rows, begin_m, stride_qm, 0, len_q, HEAD_DIM, BLOCK_M, BLOCK_E, CENTERED)
     top = tl.full((BLOCK_M,), -LARGEST, tl.float32)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from attnkern.triton_kernels.backward import load_lse
+from attnkern.triton_kernels.gradients import load_lse
 from attnkern.triton_kernels.random import dropout_keep
 from attnkern.triton_kernels.scores import capped_scores, exponential, key_bounds, load_rows, masked_scores
 

@@ -112,6 +112,25 @@ HOPPER_MASKED: Table = {
     },
 }
 
+# a row's own window and Gaussian take registers, and the tiles that a window fills are few
+CENTERED: Table = {
+    "softmax_forward": {
+        64: (Config(64, 32, 4, 2), Config(64, 64, 4, 2)),
+        128: (Config(64, 64, 8, 2), Config(64, 32, 4, 2), Config(128, 64, 8, 2)),
+        256: SIXTEEN_BIT["softmax_forward"][256],
+    },
+    "backward_query": {
+        64: (Config(64, 32, 8, 2), Config(64, 32, 4, 2)),
+        128: (Config(64, 32, 8, 2), Config(64, 32, 4, 2)),
+        256: SIXTEEN_BIT["backward_query"][256],
+    },
+    "backward_key_value": {
+        64: (Config(32, 64, 8, 2), Config(64, 64, 8, 2)),
+        128: (Config(32, 64, 8, 2),),
+        256: SIXTEEN_BIT["backward_key_value"][256],
+    },
+}
+
 # products without tensor cores keep their operands in registers
 THIRTY_TWO_BIT: Table = {
     "softmax_forward": {64: (Config(32, 32, 8, 1),), 128: (Config(32, 16, 8, 1),), 256: (Config(16, 16, 8, 1),)},
@@ -133,6 +152,8 @@ def candidates(kernel: str, problem: Problem, capability: int) -> tuple[Config, 
             rows |= HOPPER_UNNORMALISED
         if problem.mask:
             rows |= MASKED | (HOPPER_MASKED if capability == 90 else {})
+        if problem.center:
+            rows |= CENTERED
         row = rows[kernel]
     width = max(problem.head_dim, problem.value_dim)
     return next(configs for limit, configs in row.items() if width <= limit)
@@ -181,7 +202,8 @@ def _place(kernel: str, problem: Problem, device_name: str) -> str:
     bounded = f"{left != UNLIMITED:d}{right != UNLIMITED:d}"
     choices = f"{problem.mask} {bool(problem.softcap):d}{bool(problem.dropout_p):d} {problem.group}"
     dims = f"{problem.head_dim}/{problem.value_dim} {str(problem.dtype).removeprefix('torch.')}"
-    return f"{device_name} {kernel} {dims} {rounded} {bounded} {choices}"
+    centered = " centered" if problem.center else ""
+    return f"{device_name} {kernel} {dims} {rounded} {bounded} {choices}{centered}"
 
 
 @functools.cache

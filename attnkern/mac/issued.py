@@ -194,7 +194,7 @@ def _by_key(problem: Problem, rows: int, keys: int) -> int:
     offset, pairs = problem.query_offset, 0
     for first in range(0, problem.len_k, keys):
         last = min(first + keys, problem.len_k)
-        if offset is None:
+        if offset is None or problem.center:
             begin, end = _somewhere(left, right, keys, problem.len_q, rows)
         else:
             begin = 0 if right < 0 else min(max(0, first - offset - right), problem.len_q)
@@ -204,8 +204,8 @@ def _by_key(problem: Problem, rows: int, keys: int) -> int:
 
 
 def _key_range(problem: Problem, first: int, last: int, tile: int) -> tuple[int, int]:
-    """Keys that the rows look at; as many as they may at most, for tiles of this size, if that differs in a batch."""
-    if problem.query_offset is None:
+    """Keys that the rows look at; as many as neighbours may at most, for tiles of this size, if a tensor says where."""
+    if problem.query_offset is None or problem.center:
         left, right = problem.band
         return _somewhere(left, right, last - first, problem.len_k, tile)
     return problem.key_range(first, last)

@@ -1,0 +1,63 @@
+"""Of one tile: the gradient to its weights, and the one to its scores; backward.py has the formulas."""
+
+import triton
+import triton.language as tl
+
+from attnkern.triton_kernels.scores import FAR, activated, exponential
+
+
+@triton.jit
+def load_lse(lse, i, len_q, UNIT: tl.constexpr):
+    """Rows' lse; an empty row's weights come out 0, as do those of rows past the end."""
+    row_lse = tl.load(lse + i, mask=i < len_q, other=float("inf"))
+    return tl.where(row_lse == float("-inf"), 0.0, row_lse * UNIT)
+
+
+@triton.jit
+def weight_gradient(
+    product_gradient, keep, dropout_scale, i, j, len_q, len_k, grad_weights, stride_gi, stride_gj,
+    HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, DROPOUT: tl.constexpr,
+):  # fmt: skip
+    """`g`, the gradient to the weights before dropout. `product_gradient` is `grad_output . value`."""
+    gradient = tl.zeros_like(product_gradient)
+    if HAS_OUTPUT:
+        gradient += product_gradient
+    if HAS_WEIGHTS:
+        entries = grad_weights + i.to(tl.int64) * stride_gi + j.to(tl.int64) * stride_gj
+        gradient += tl.load(entries, mask=(i < len_q) & (j < len_k), other=0.0).to(tl.float32)
+    if DROPOUT:
+        gradient = tl.where(keep, gradient * dropout_scale, 0.0)
+    return gradient
+
+
+@triton.jit
+def score_gradient(
+    score, lse, product_gradient, keep, dropout_scale, i, j, len_q, len_k, grad_weights, stride_gi, stride_gj,
+    row, entropy, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ENTROPY: tl.constexpr,
+    DROPOUT: tl.constexpr, MASKED: tl.constexpr, ACTIVATION: tl.constexpr, UNIT: tl.constexpr,
+):  # fmt: skip
+    """Weights before dropout, their gradient g, and dS.
+
+    `lse` comes shaped to broadcast like `i`; `row`, `entropy` point at row 0.
+    """
+    if ACTIVATION == "softmax":
+        weight = tl.minimum(exponential(score - lse, UNIT), 1.0)
+    else:
+        weight = activated(score, ACTIVATION, UNIT)
+    gradient = weight_gradient(
+        product_gradient, keep, dropout_scale, i, j, len_q, len_k, grad_weights, stride_gi, stride_gj,
+        HAS_OUTPUT, HAS_WEIGHTS, DROPOUT,
+    )  # fmt: skip
+    ds = gradient
+    if ACTIVATION == "softmax":
+        ds -= tl.load(row + i, mask=i < len_q, other=0.0)
+    if HAS_ENTROPY:
+        surprise = tl.minimum(tl.maximum(score - lse, FAR), 0.0) * (1 / UNIT)
+        ds -= tl.load(entropy + i, mask=i < len_q, other=0.0) * surprise
+    if ACTIVATION == "relu":
+        ds = tl.where(score > 0, ds, 0.0)
+    elif ACTIVATION != "linear":
+        ds *= weight
+    if MASKED:  # a hidden value may hold anything, NaN included
+        ds = tl.where(score > float("-inf"), ds, 0.0)
+    return weight, gradient, ds
