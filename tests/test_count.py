@@ -241,7 +241,7 @@ def test_the_tiles_of_the_cuda_kernels():
         (lambda: mac.count(Problem(len_q=4), "backward", through=["score"]), ValueError, "through must name"),
         (lambda: mac.count(Problem(len_q=4), "backward", through=()), ValueError, "through must name"),
         (lambda: mac.count(Problem(len_q=4), backend="cublas"), ValueError, "backend must be"),
-        (lambda: mac.count(Problem(len_q=4, center=True), backend="triton"), attnkern.UnsupportedProblem, "centres"),
+        (lambda: mac.count(Problem(len_q=4, scale=-1.0), backend="cuda"), attnkern.UnsupportedProblem, "cuda"),
     ],
 )
 def test_errors(wrong, error, message):
