@@ -80,9 +80,10 @@ inline void define(pybind11::module_& module) {
     // Local: both kinds of module can be loaded at once.
     pybind11::class_<ptx::TensorMap>(module, "TensorMap", pybind11::module_local())
         .def(pybind11::init(&tensor_map<ptx::bf16>));
-    module.def("multiply", [](bool fp16, int n, int64_t a, int64_t b, int64_t d, int left, bool b_mn_major, int b_first) {
-        (fp16 ? find_multiply<ptx::fp16>(n) : find_multiply<ptx::bf16>(n))(a, b, d, left, b_mn_major, b_first);
-    });
+    module.def(
+        "multiply", [](bool fp16, int n, int64_t a, int64_t b, int64_t d, int left, bool b_mn_major, int b_first) {
+            (fp16 ? find_multiply<ptx::fp16>(n) : find_multiply<ptx::bf16>(n))(a, b, d, left, b_mn_major, b_first);
+        });
     module.def("copy", [](const ptx::TensorMap& from, const ptx::TensorMap& to, int rows, int64_t image,
                           std::array<int, 4> from_place, std::array<int, 4> to_place) {
         CopyParams params = {from, to, pointer<float>(image), rows, {}, {}};

@@ -85,8 +85,9 @@ struct Multiply : Block {
         UNROLL
         for (int k = 0; k < 4; ++k) {
             const uint64_t left = ptx::advance(ptx::operand(at(A), 1024), k * (Left == A_K_MAJOR ? 32 : 2048));
-            const uint64_t right = MajorB == ptx::K_MAJOR ? ptx::advance(ptx::operand(at(B), 1024), k * 32)
-                                                          : ptx::advance(ptx::operand(at(B) + b_first * 2, 1024, 8192), k * 2048);
+            const uint64_t right = MajorB == ptx::K_MAJOR
+                                       ? ptx::advance(ptx::operand(at(B), 1024), k * 32)
+                                       : ptx::advance(ptx::operand(at(B) + b_first * 2, 1024, 8192), k * 2048);
             if constexpr (Left == A_REGISTERS)
                 Product::template registers<MajorB>(d, a[k], right, 1);
             else
