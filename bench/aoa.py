@@ -1,6 +1,7 @@
 """Rows of attention-over-attention (Cui et al. 2017), beside the definition as torch runs it."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ def inputs(row: Row, device: str) -> tuple[Tensor, ...]:
 
 
 def contenders(row: Row, device: str, backends: list[str], peers: list[str]) -> Iterator[Contender]:
-    for name in backends:
+    reasons = attnkern.explain(row.problem(device)).reasons
+    for name in (name for name in backends if reasons[name] is None):
         yield Contender(f"attnkern[{name}]", lambda name=name: ours(name), work(row), role="ours")
     if "naive" in peers:
         yield Contender("naive", lambda: naive, work(row))
@@ -42,10 +44,8 @@ def work(row: Row) -> Count:
 
 
 def ours(backend: str) -> Function:
-    function = getattr(attnkern, "attention_over_attention", None)
-    if function is None:
-        raise NotImplementedError("attnkern has no attention_over_attention yet")
-    return lambda document, question: {"output": function(document, question, backend=backend)}
+    function = partial(attnkern.attention_over_attention, backend=backend)
+    return lambda document, question: {"output": function(document, question)}
 
 
 def naive(document: Tensor, question: Tensor) -> dict[str, Tensor]:

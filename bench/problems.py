@@ -17,6 +17,7 @@ EVERYWHERE = (UNLIMITED, UNLIMITED)
 Kind = Literal["global", "local", "hard", "decode", "module", "aoa", "matmul", "copy"]
 Phase = Literal["forward", "backward", "training"]
 KINDS, PHASES = get_args(Kind), get_args(Phase)
+SELECTOR = {"hard": "sample", "aoa": "aoa"}  # of the other kinds "softmax"
 LOSSES = {"output": ("output",), "score": ("score",), "log_prob": ("score", "lse")}
 
 
@@ -80,7 +81,7 @@ class Row:
         return Problem(
             batch=self.batch, heads=self.heads, kv_heads=self.kv_heads, len_q=self.len_q, len_k=self.len_k,
             head_dim=self.head_dim, dtype=getattr(torch, self.dtype), device=device, causal=self.causal,
-            window=self.window, query_offset=self.offset, selector="sample" if self.kind == "hard" else "softmax",
+            window=self.window, query_offset=self.offset, selector=SELECTOR.get(self.kind, "softmax"),
             num_samples=self.num_samples, requires_grad=self.phase != "forward",
         )  # fmt: skip
 
