@@ -121,7 +121,7 @@ CENTERED: Table = {
     },
     "backward_query": {
         64: (Config(64, 32, 8, 2), Config(64, 32, 4, 2)),
-        128: (Config(64, 32, 8, 2), Config(64, 32, 4, 2)),
+        128: (Config(64, 32, 8, 2), Config(64, 32, 4, 2), Config(32, 32, 4, 2)),
         256: SIXTEEN_BIT["backward_query"][256],
     },
     "backward_key_value": {
