@@ -17,8 +17,8 @@ import triton.language as tl
 
 from attnkern.triton_kernels.centers import (
     FARTHEST_SIGMAS,
+    centered_key_bounds,
     centered_row_bounds,
-    centered_windows,
     distance_in_sigmas,
     load_gaussians,
     load_query_rows,
@@ -104,11 +104,10 @@ def backward_query(
             dsigma = tl.zeros((BLOCK_M,), tl.float32)
     if CENTERED:
         anchor = tile_anchors(anchors + head_rows, begin_m, len_q, BLOCK_M)[:, None]
-        lowest, highest = centered_windows(i, anchor, position, left, right, RIGHT, CAUSAL)
-        begin, end = key_bounds(tl.min(lowest), tl.max(highest), len_k, 0, 0, LEFT, RIGHT or CAUSAL)
+        begin, end = centered_key_bounds(i, anchor, position, len_k, left, right, LEFT, RIGHT, CAUSAL)
         inner_begin, inner_end = 0, 0  # all tiles are edges
     else:
-        lowest, highest = i + position - left, i + position + right
+        anchor = i  # never read
         first = begin_m + position
         last = tl.minimum(begin_m + BLOCK_M, len_q) - 1 + position
         begin, end = key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
@@ -122,8 +121,8 @@ def backward_query(
             capped = capped_scores(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, softcap, SOFTCAP, UNIT)
             j = (begin_n + tl.arange(0, BLOCK_N))[None, :]
             score = masked_scores(
-                capped, i, j, lowest, highest, mask, stride_mask_i, stride_mask_j, len_q, len_k,
-                MASK, LEFT, RIGHT or CAUSAL, PART != 1, UNIT,
+                capped, i, j, position, anchor, mask, stride_mask_i, stride_mask_j, len_q, len_k, left, right,
+                MASK, LEFT, RIGHT, CENTERED, CAUSAL, PART != 1, UNIT,
             )  # fmt: skip
             if GAUSSIAN != "none":
                 distance = distance_in_sigmas(j, middle, width)
@@ -238,14 +237,12 @@ def backward_key_value(
                     head_query, rows, begin_m, stride_qm, begin, high, HEAD_DIM, BLOCK_M, BLOCK_E, CENTERED, PART != 1
                 )
                 capped = capped_scores(tl.dot(k, tl.trans(q), input_precision=PRECISION), scale, softcap, SOFTCAP, UNIT)
+                anchor = i
                 if CENTERED:
                     anchor = tile_anchors(head_anchors, begin_m, len_q, BLOCK_M)[None, :]
-                    lowest, highest = centered_windows(i, anchor, position, left, right, RIGHT, CAUSAL)
-                else:
-                    lowest, highest = i + position - left, i + position + right
                 score = masked_scores(
-                    capped, i, j, lowest, highest, head_mask, stride_mask_i, stride_mask_j, len_q, len_k,
-                    MASK, LEFT, RIGHT or CAUSAL, PART != 1, UNIT,
+                    capped, i, j, position, anchor, head_mask, stride_mask_i, stride_mask_j, len_q, len_k, left, right,
+                    MASK, LEFT, RIGHT, CENTERED, CAUSAL, PART != 1, UNIT,
                 )  # fmt: skip
                 if GAUSSIAN != "none":
                     middle, width = load_gaussians(i, center + head_rows, sigma + head_rows, len_q)

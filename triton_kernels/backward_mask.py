@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from attnkern.triton_kernels.centers import (
-    centered_windows,
+    centered_key_bounds,
     distance_in_sigmas,
     load_gaussians,
     load_query_rows,
@@ -71,10 +71,9 @@ def backward_mask(
         i = rows[:, None]
         if CENTERED:
             anchor = tile_anchors(anchors + head_rows, begin_m, len_q, BLOCK_M)[:, None]
-            lowest, highest = centered_windows(i, anchor, position, left, right, RIGHT, CAUSAL)
-            begin, end = key_bounds(tl.min(lowest), tl.max(highest), len_k, 0, 0, LEFT, RIGHT or CAUSAL)
+            begin, end = centered_key_bounds(i, anchor, position, len_k, left, right, LEFT, RIGHT, CAUSAL)
         else:
-            lowest, highest = i + position - left, i + position + right
+            anchor = i  # never read
             last = tl.minimum(begin_m + BLOCK_M, len_q) - 1 + position
             begin, end = key_bounds(begin_m + position, last, len_k, left, right, LEFT, RIGHT)
         if (begin_n < end) & (begin_n + BLOCK_N > begin):
@@ -85,8 +84,9 @@ def backward_mask(
             k = load_rows(head_key, begin_n, stride_kn, begin, end, HEAD_DIM, BLOCK_N, BLOCK_E)
             capped = capped_scores(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, softcap, SOFTCAP, UNIT)
             score = masked_scores(
-                capped, i, j, lowest, highest, mask + batch * stride_mask_b + head * stride_mask_h,
-                stride_mask_i, stride_mask_j, len_q, len_k, MASK, LEFT, RIGHT or CAUSAL, True, UNIT,
+                capped, i, j, position, anchor, mask + batch * stride_mask_b + head * stride_mask_h,
+                stride_mask_i, stride_mask_j, len_q, len_k, left, right,
+                MASK, LEFT, RIGHT, CENTERED, CAUSAL, True, UNIT,
             )  # fmt: skip
             if GAUSSIAN != "none":
                 middle, width = load_gaussians(i, center + head_rows, sigma + head_rows, len_q)

@@ -10,7 +10,7 @@ GAUSSIAN: "after" the softmax it multiplies the weights, "inside" it is a bias; 
 import triton
 import triton.language as tl
 
-from attnkern.triton_kernels.scores import load_rows, store_rows
+from attnkern.triton_kernels.scores import key_bounds, load_rows, store_rows
 
 FARTHEST_SIGMAS = tl.constexpr(1.0e15)  # its square is finite
 
@@ -32,13 +32,14 @@ def tile_anchors(anchors, begin, len_q, ROWS: tl.constexpr):
 
 
 @triton.jit
-def centered_windows(i, anchor, position, left, right, RIGHT: tl.constexpr, CAUSAL: tl.constexpr):
-    """First and last key that each row may look at."""
-    highest = anchor + right
+def centered_key_bounds(
+    i, anchor, position, len_k, left, right, LEFT: tl.constexpr, RIGHT: tl.constexpr, CAUSAL: tl.constexpr
+):
+    """Keys `[begin, end)` between the first and the last that any of the rows `i` may look at."""
+    begin, end = key_bounds(tl.min(anchor), tl.max(anchor), len_k, left, right, LEFT, RIGHT)
     if CAUSAL:
-        furthest = i + position
-        highest = tl.minimum(highest, furthest) if RIGHT else furthest
-    return anchor - left, highest
+        end = tl.minimum(end, tl.max(i) + position + 1)
+    return begin, end
 
 
 @triton.jit

@@ -72,8 +72,8 @@ def sample_forward(
             product = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             capped = capped_scores(product, scale, softcap, SOFTCAP, UNIT)
             tile = masked_scores(
-                capped, i, begin_n + columns[None, :], i + position - left, i + position + right,
-                mask, stride_mask_i, stride_mask_j, len_q, len_k, MASK, LEFT, RIGHT, PART != 1, UNIT,
+                capped, i, begin_n + columns[None, :], position, i, mask, stride_mask_i, stride_mask_j,
+                len_q, len_k, left, right, MASK, LEFT, RIGHT, False, False, PART != 1, UNIT,
             )  # fmt: skip
             highest = tl.max(tile, 1)
             new_top = tl.minimum(tl.maximum(top, highest), LARGEST)

@@ -110,12 +110,14 @@ def cap_slope(capped, softcap, UNIT: tl.constexpr):
 
 @triton.jit
 def masked_scores(
-    score, i, j, lowest, highest, mask, stride_mask_i, stride_mask_j, len_q, len_k,
-    MASK: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, EDGE: tl.constexpr, UNIT: tl.constexpr,
+    score, i, j, position, anchor, mask, stride_mask_i, stride_mask_j, len_q, len_k, left, right,
+    MASK: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, CENTERED: tl.constexpr, CAUSAL: tl.constexpr,
+    EDGE: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Scores with the mask applied; -inf where a query may not look.
 
-    lowest, highest: first and last key of each row's window. EDGE: the tile may leave the window or the matrix.
+    position: key position of row 0. CENTERED: each row's window lies around its `anchor` instead, and CAUSAL is a bound
+    of its own. EDGE: the tile may leave the window or the matrix.
     """
     if EDGE or MASK != "none":
         inside = (i < len_q) & (j < len_k)
@@ -128,10 +130,13 @@ def masked_scores(
             # a finite bias stays finite in any unit
             score = tl.where(bias == float("-inf"), bias, score + tl.maximum(bias * UNIT, -LARGEST))
     if EDGE:
+        middle = anchor if CENTERED else i + position
         if LEFT:
-            inside = inside & (j >= lowest)
+            inside = inside & (j >= middle - left)
         if RIGHT:
-            inside = inside & (j <= highest)
+            inside = inside & (j <= middle + right)
+        if CAUSAL:
+            inside = inside & (j <= i + position)
         score = tl.where(inside, score, float("-inf"))
     return score
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from attnkern.triton_kernels.centers import (
-    centered_windows,
+    centered_key_bounds,
     distance_in_sigmas,
     load_gaussians,
     load_query_rows,
@@ -74,11 +74,10 @@ def softmax_forward(
 
     if CENTERED:
         anchor = tile_anchors(anchors + head_rows, begin_m, len_q, BLOCK_M)[:, None]
-        lowest, highest = centered_windows(i, anchor, position, left, right, RIGHT, CAUSAL)
-        begin, end = key_bounds(tl.min(lowest), tl.max(highest), len_k, 0, 0, LEFT, RIGHT or CAUSAL)
+        begin, end = centered_key_bounds(i, anchor, position, len_k, left, right, LEFT, RIGHT, CAUSAL)
         inner_begin, inner_end = 0, 0  # all tiles are edges
     else:
-        lowest, highest = i + position - left, i + position + right
+        anchor = i  # never read
         first = begin_m + position
         last = tl.minimum(begin_m + BLOCK_M, len_q) - 1 + position
         begin, end = key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
@@ -93,8 +92,8 @@ def softmax_forward(
             j = (begin_n + tl.arange(0, BLOCK_N))[None, :]
             capped = capped_scores(product, scale, softcap, SOFTCAP, UNIT)
             score = masked_scores(
-                capped, i, j, lowest, highest, mask, stride_mask_i, stride_mask_j, len_q, len_k,
-                MASK, LEFT, RIGHT or CAUSAL, PART != 1, UNIT,
+                capped, i, j, position, anchor, mask, stride_mask_i, stride_mask_j, len_q, len_k, left, right,
+                MASK, LEFT, RIGHT, CENTERED, CAUSAL, PART != 1, UNIT,
             )  # fmt: skip
             if GAUSSIAN != "none":
                 gaussian = log_gaussian(distance_in_sigmas(j, middle, width), UNIT)

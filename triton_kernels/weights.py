@@ -46,9 +46,9 @@ def attention_weights(
             k = load_rows(head_key, begin_n, stride_kn, begin, end, HEAD_DIM, BLOCK_N, BLOCK_E)
             product = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             score = masked_scores(
-                capped_scores(product, scale, softcap, SOFTCAP, UNIT), i, j, i + position - left, i + position + right,
+                capped_scores(product, scale, softcap, SOFTCAP, UNIT), i, j, position, i,
                 mask + batch * stride_mask_b + head * stride_mask_h, stride_mask_i, stride_mask_j,
-                len_q, len_k, MASK, LEFT, RIGHT, True, UNIT,
+                len_q, len_k, left, right, MASK, LEFT, RIGHT, False, False, True, UNIT,
             )  # fmt: skip
             weight = tl.minimum(exponential(score - load_lse(lse + batch_head * len_q, i, len_q, UNIT), UNIT), 1.0)
             if DROPOUT:
