@@ -86,7 +86,7 @@ def backward_query(
     if DROPOUT:
         seed_value = tl.load(seed)
 
-    rows = tile_rows(order, head_rows, begin_m, len_q, CENTERED, BLOCK_M)
+    rows = tile_rows(order, batch_head, begin_m, len_q, CENTERED, BLOCK_M)
     i = rows[:, None]
     query += batch * stride_qb + head * stride_qh
     q = load_query_rows(query, rows, begin_m, stride_qm, 0, len_q, HEAD_DIM, BLOCK_M, BLOCK_E, CENTERED)
@@ -103,7 +103,7 @@ def backward_query(
             dcenter = tl.zeros((BLOCK_M,), tl.float32)
             dsigma = tl.zeros((BLOCK_M,), tl.float32)
     if CENTERED:
-        anchor = tile_anchors(anchors + head_rows, begin_m, len_q, BLOCK_M)[:, None]
+        anchor = tile_anchors(anchors, batch_head, begin_m, len_q, BLOCK_M)[:, None]
         begin, end = centered_key_bounds(i, anchor, position, len_k, left, right, LEFT, RIGHT, CAUSAL)
         inner_begin, inner_end = 0, 0  # all tiles are edges
     else:
@@ -113,7 +113,7 @@ def backward_query(
         begin, end = key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
         inner_begin, inner_end = inner_key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
     if GAUSSIAN != "none":
-        middle, width = load_gaussians(i, center + head_rows, sigma + head_rows, len_q)
+        middle, width = load_gaussians(i, batch_head, center, sigma, len_q)
     for PART in tl.static_range(2 if CENTERED else 0 if LEFT else 1, 3):
         part_begin, part_end = loop_part(PART, begin, end, inner_begin, inner_end, BLOCK_N)
         for begin_n in tl.range(part_begin, part_end, BLOCK_N):
@@ -166,7 +166,7 @@ def backward_query(
         grad_query += batch * stride_dqb + head * stride_dqh
         store_query_rows(grad_query, rows, begin_m, stride_dqm, len_q, dq * scale, HEAD_DIM, BLOCK_M, BLOCK_E, CENTERED)
         if GAUSSIAN != "none":
-            _, width = load_gaussians(rows, center + head_rows, sigma + head_rows, len_q)
+            _, width = load_gaussians(rows, batch_head, center, sigma, len_q)
             tl.store(grad_center + head_rows + rows, dcenter / width, mask=rows < len_q)
             tl.store(grad_sigma + head_rows + rows, dsigma / width, mask=rows < len_q)
 
@@ -222,16 +222,14 @@ def backward_key_value(
         head_mask = mask + batch * stride_mask_b + head * stride_mask_h
         head_grad_output = grad_output + batch * stride_ob + head * stride_oh
         head_grad_weights = grad_weights + batch * stride_gb + head * stride_gh
-        head_rows = batch_head * len_q
         if CENTERED:
-            head_anchors = anchors + head_rows
-            begin, end = centered_row_bounds(first, last, head_anchors, len_q, left, right, LEFT, RIGHT)
+            begin, end = centered_row_bounds(first, last, anchors + batch_head * len_q, len_q, left, right, LEFT, RIGHT)
             inner_begin, inner_end = 0, 0  # all tiles are edges
         high = len_q if CENTERED else end  # of row numbers
         for PART in tl.static_range(2 if CENTERED else 0 if RIGHT else 1, 3):
             part_begin, part_end = loop_part(PART, begin, end, inner_begin, inner_end, BLOCK_M)
             for begin_m in tl.range(part_begin, part_end, BLOCK_M):
-                rows = tile_rows(order, head_rows, begin_m, len_q, CENTERED, BLOCK_M)
+                rows = tile_rows(order, batch_head, begin_m, len_q, CENTERED, BLOCK_M)
                 i = rows[None, :]
                 q = load_query_rows(
                     head_query, rows, begin_m, stride_qm, begin, high, HEAD_DIM, BLOCK_M, BLOCK_E, CENTERED, PART != 1
@@ -239,13 +237,13 @@ def backward_key_value(
                 capped = capped_scores(tl.dot(k, tl.trans(q), input_precision=PRECISION), scale, softcap, SOFTCAP, UNIT)
                 anchor = i
                 if CENTERED:
-                    anchor = tile_anchors(head_anchors, begin_m, len_q, BLOCK_M)[None, :]
+                    anchor = tile_anchors(anchors, batch_head, begin_m, len_q, BLOCK_M)[None, :]
                 score = masked_scores(
                     capped, i, j, position, anchor, head_mask, stride_mask_i, stride_mask_j, len_q, len_k, left, right,
                     MASK, LEFT, RIGHT, CENTERED, CAUSAL, PART != 1, UNIT,
                 )  # fmt: skip
                 if GAUSSIAN != "none":
-                    middle, width = load_gaussians(i, center + head_rows, sigma + head_rows, len_q)
+                    middle, width = load_gaussians(i, batch_head, center, sigma, len_q)
                     gaussian = log_gaussian(distance_in_sigmas(j, middle, width), UNIT)
                 if GAUSSIAN == "inside":
                     score += gaussian

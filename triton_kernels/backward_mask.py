@@ -66,11 +66,10 @@ def backward_mask(
         position = query_offset
         if OFFSETS:
             position = tl.load(offsets + batch).to(tl.int32)
-        head_rows = batch_head * len_q
-        rows = tile_rows(order, head_rows, begin_m, len_q, CENTERED, BLOCK_M)
+        rows = tile_rows(order, batch_head, begin_m, len_q, CENTERED, BLOCK_M)
         i = rows[:, None]
         if CENTERED:
-            anchor = tile_anchors(anchors + head_rows, begin_m, len_q, BLOCK_M)[:, None]
+            anchor = tile_anchors(anchors, batch_head, begin_m, len_q, BLOCK_M)[:, None]
             begin, end = centered_key_bounds(i, anchor, position, len_k, left, right, LEFT, RIGHT, CAUSAL)
         else:
             anchor = i  # never read
@@ -89,7 +88,7 @@ def backward_mask(
                 MASK, LEFT, RIGHT, CENTERED, CAUSAL, True, UNIT,
             )  # fmt: skip
             if GAUSSIAN != "none":
-                middle, width = load_gaussians(i, center + head_rows, sigma + head_rows, len_q)
+                middle, width = load_gaussians(i, batch_head, center, sigma, len_q)
                 gaussian = log_gaussian(distance_in_sigmas(j, middle, width), UNIT)
             if GAUSSIAN == "inside":
                 score += gaussian
@@ -108,9 +107,9 @@ def backward_mask(
             if DROPOUT:
                 keep = dropout_keep(seed_value, batch_head, i, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False)
             _, _, ds = score_gradient(
-                score, load_lse(lse + head_rows, i, len_q, UNIT), product_gradient, keep, dropout_scale,
+                score, load_lse(lse + batch_head * len_q, i, len_q, UNIT), product_gradient, keep, dropout_scale,
                 i, j, len_q, len_k, grad_weights + batch * stride_gb + head * stride_gh, stride_gi, stride_gj,
-                row + head_rows, entropy + head_rows,
+                row + batch_head * len_q, entropy + batch_head * len_q,
                 HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, True, ACTIVATION, UNIT,
             )  # fmt: skip
             sums += ds

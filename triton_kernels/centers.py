@@ -16,19 +16,20 @@ FARTHEST_SIGMAS = tl.constexpr(1.0e15)  # its square is finite
 
 
 @triton.jit
-def tile_rows(order, head_rows, begin, len_q, CENTERED: tl.constexpr, ROWS: tl.constexpr):
+def tile_rows(order, batch_head, begin, len_q, CENTERED: tl.constexpr, ROWS: tl.constexpr):
     """Numbers of a head's rows `begin + (0 ... ROWS)` in visiting order, `len_q` past the end."""
     places = begin + tl.arange(0, ROWS)
     if CENTERED:
-        return tl.load(order + head_rows + places, mask=places < len_q, other=len_q)
+        return tl.load(order + batch_head.to(tl.int64) * len_q + places, mask=places < len_q, other=len_q)
     else:
         return places
 
 
 @triton.jit
-def tile_anchors(anchors, begin, len_q, ROWS: tl.constexpr):
+def tile_anchors(anchors, batch_head, begin, len_q, ROWS: tl.constexpr):
     """Anchors of the same rows; past the end stands the last one, which widens no tile."""
-    return tl.load(anchors + tl.minimum(begin + tl.arange(0, ROWS), len_q - 1))
+    places = tl.minimum(begin + tl.arange(0, ROWS), len_q - 1)
+    return tl.load(anchors + batch_head.to(tl.int64) * len_q + places)
 
 
 @triton.jit
@@ -68,10 +69,11 @@ def centered_row_bounds(first, last, anchors, len_q, left, right, LEFT: tl.const
 
 
 @triton.jit
-def load_gaussians(i, center, sigma, len_q):
+def load_gaussians(i, batch_head, center, sigma, len_q):
     """Centres and sigmas of rows, in the shape of `i`."""
+    places = batch_head.to(tl.int64) * len_q + i
     inside = i < len_q
-    return tl.load(center + i, mask=inside, other=0.0), tl.load(sigma + i, mask=inside, other=1.0)
+    return tl.load(center + places, mask=inside, other=0.0), tl.load(sigma + places, mask=inside, other=1.0)
 
 
 @triton.jit

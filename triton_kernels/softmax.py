@@ -57,7 +57,6 @@ def softmax_forward(
     key += batch * stride_kb + head // group * stride_kh
     value += batch * stride_vb + head // group * stride_vh
     mask += batch * stride_mask_b + head * stride_mask_h
-    head_rows = batch_head.to(tl.int64) * len_q
     position = query_offset
     if OFFSETS:
         position = tl.load(offsets + batch).to(tl.int32)
@@ -65,7 +64,7 @@ def softmax_forward(
     if DROPOUT:
         seed_value = tl.load(seed)
 
-    rows = tile_rows(order, head_rows, begin_m, len_q, CENTERED, BLOCK_M)
+    rows = tile_rows(order, batch_head, begin_m, len_q, CENTERED, BLOCK_M)
     i = rows[:, None]
     q = load_query_rows(query, rows, begin_m, stride_qm, 0, len_q, HEAD_DIM, BLOCK_M, BLOCK_E, CENTERED)
     top = tl.full((BLOCK_M,), -LARGEST, tl.float32)
@@ -73,7 +72,7 @@ def softmax_forward(
     sums = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
 
     if CENTERED:
-        anchor = tile_anchors(anchors + head_rows, begin_m, len_q, BLOCK_M)[:, None]
+        anchor = tile_anchors(anchors, batch_head, begin_m, len_q, BLOCK_M)[:, None]
         begin, end = centered_key_bounds(i, anchor, position, len_k, left, right, LEFT, RIGHT, CAUSAL)
         inner_begin, inner_end = 0, 0  # all tiles are edges
     else:
@@ -83,7 +82,7 @@ def softmax_forward(
         begin, end = key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
         inner_begin, inner_end = inner_key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
     if GAUSSIAN != "none":
-        middle, width = load_gaussians(i, center + head_rows, sigma + head_rows, len_q)
+        middle, width = load_gaussians(i, batch_head, center, sigma, len_q)
     for PART in tl.static_range(2 if CENTERED else 0 if LEFT else 1, 3):
         part_begin, part_end = loop_part(PART, begin, end, inner_begin, inner_end, BLOCK_N)
         for begin_n in tl.range(part_begin, part_end, BLOCK_N):
@@ -125,4 +124,4 @@ def softmax_forward(
     output += batch * stride_ob + head * stride_oh
     store_query_rows(output, rows, begin_m, stride_om, len_q, sums, VALUE_DIM, BLOCK_M, BLOCK_V, CENTERED)
     if ACTIVATION == "softmax":
-        tl.store(lse + head_rows + rows, row_lse, mask=rows < len_q)
+        tl.store(lse + batch_head.to(tl.int64) * len_q + rows, row_lse, mask=rows < len_q)
