@@ -13,6 +13,7 @@ from attnkern import philox
 from attnkern.backends import banded, centered, sdpa, sparse, unnormalised
 from attnkern.backends.tiles import NEG_INF, Block, Tile, blocks, exp_
 from attnkern.problem import Gradients, Inputs, Problem, new_output
+from attnkern.reference import FARTHEST_SIGMAS
 
 FAR = -1e4  # its exponential is 0, and 0 * FAR is not NaN
 mac = unnormalised.forward
@@ -213,9 +214,11 @@ class _RowTerms:
         return final, grad_score
 
     def _add_to_gaussian(self, tile: Tile, part: Tensor) -> None:
-        part = part * tile.distance_in_sigmas
+        distance = tile.distance_in_sigmas
+        distance = torch.where(distance.abs() < FARTHEST_SIGMAS, distance, 0.0)  # beyond, nothing moves it
+        part = part * distance
         self.grad_center = self.grad_center + part.sum(-1, keepdim=True)
-        self.grad_sigma = self.grad_sigma + (part * tile.distance_in_sigmas).sum(-1, keepdim=True)
+        self.grad_sigma = self.grad_sigma + (part * distance).sum(-1, keepdim=True)
 
     def _weight_gradient(self, tile: Tile) -> tuple[Tensor | None, Tensor | None]:
         """`g`, the gradient to the softmax's weights, and what multiplies them; None if absent."""
