@@ -278,7 +278,8 @@ def test_alike_means_overlapping():
 def test_pytest_benchmark_suite():
     """`pytest bench`, one row of it."""
     pytest.importorskip("pytest_benchmark")
-    command = [sys.executable, *"-m pytest bench -q -p no:cacheprovider -k".split(), "forward and naive and 128"]
+    command = [sys.executable, "-m", "pytest", "bench", "-q", "-p", "no:cacheprovider"]
+    command += ["-k", "forward and naive and 128"]
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     report = ROOT / "out" / f"{os.getpid()}.json"
     report.parent.mkdir(exist_ok=True)
