@@ -65,12 +65,11 @@ def test_seed_uses_all_64_bits():
 
 @triton.jit
 def store_dropout(seed, result, threshold, KEYS_FIRST: tl.constexpr):
-    keep = dropout_keep(tl.load(seed), tl.full((), 5, tl.int32), 32, 64, threshold, 16, 64, KEYS_FIRST)
-    rows, keys = tl.arange(0, 16), tl.arange(0, 64)
+    row, key = tl.arange(0, 16)[:, None], tl.arange(0, 64)[None, :]
     if KEYS_FIRST:
-        tl.store(result + rows[None, :] * 64 + keys[:, None], keep.to(tl.int32))
-    else:
-        tl.store(result + rows[:, None] * 64 + keys[None, :], keep.to(tl.int32))
+        row, key = tl.trans(row), tl.trans(key)
+    keep = dropout_keep(tl.load(seed), tl.full((), 5, tl.int32), 32 + row, 64, threshold, 16, 64, KEYS_FIRST)
+    tl.store(result + row * 64 + key, keep.to(tl.int32))
 
 
 @pytest.mark.parametrize("keys_first", [False, True])
