@@ -129,12 +129,15 @@ def naive(row: Row, device: str) -> Function:
     mask = _mask(row, device, copies=3 if row.phase == "forward" else 6)
 
     def run(query, key, value):
-        score = query @ _shared(row, key).mT * row.head_dim**-0.5
-        if mask is not None:
-            score = score.masked_fill(~mask, float("-inf"))
+        score = _scores(row, query, key, mask)
         return {"output": torch.softmax(score, -1) @ _shared(row, value)}
 
     return run
+
+
+def _scores(row: Row, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    score = query @ _shared(row, key).mT * row.head_dim**-0.5
+    return score if mask is None else score.masked_fill(~mask, float("-inf"))
 
 
 def naive_hard(row: Row, device: str) -> Function:
@@ -142,9 +145,7 @@ def naive_hard(row: Row, device: str) -> Function:
     mask = _mask(row, device, copies=4 if row.phase == "forward" else 6)
 
     def run(query, key, value):
-        score = query @ _shared(row, key).mT * row.head_dim**-0.5
-        if mask is not None:
-            score = score.masked_fill(~mask, float("-inf"))
+        score = _scores(row, query, key, mask)
         weights = torch.softmax(score.detach(), -1)
         index = torch.multinomial(weights.flatten(0, 2), row.num_samples, replacement=True)
         index = index.view(*score.shape[:3], -1).movedim(-1, 0)  # (S, B, H, Lq)

@@ -17,9 +17,9 @@ import triton.language as tl
 
 from attnkern.triton_kernels.centers import (
     FARTHEST_SIGMAS,
-    centered_key_bounds,
     centered_row_bounds,
     distance_in_sigmas,
+    keys_in_sight,
     load_gaussians,
     load_query_rows,
     log_gaussian,
@@ -33,9 +33,7 @@ from attnkern.triton_kernels.scores import (
     cap_slope,
     capped_scores,
     exponential,
-    inner_key_bounds,
     inner_row_bounds,
-    key_bounds,
     load_rows,
     loop_part,
     masked_scores,
@@ -102,16 +100,9 @@ def backward_query(
         if GAUSSIAN != "none":
             dcenter = tl.zeros((BLOCK_M,), tl.float32)
             dsigma = tl.zeros((BLOCK_M,), tl.float32)
-    if CENTERED:
-        anchor = tile_anchors(anchors, batch_head, begin_m, len_q, BLOCK_M)[:, None]
-        begin, end = centered_key_bounds(i, anchor, position, len_k, left, right, LEFT, RIGHT, CAUSAL)
-        inner_begin, inner_end = 0, 0  # all tiles are edges
-    else:
-        anchor = i  # never read
-        first = begin_m + position
-        last = tl.minimum(begin_m + BLOCK_M, len_q) - 1 + position
-        begin, end = key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
-        inner_begin, inner_end = inner_key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
+    anchor, begin, end, inner_begin, inner_end = keys_in_sight(
+        i, anchors, batch_head, begin_m, position, len_q, len_k, left, right, LEFT, RIGHT, CENTERED, CAUSAL, BLOCK_M
+    )
     if GAUSSIAN != "none":
         middle, width = load_gaussians(i, batch_head, center, sigma, len_q)
     for PART in tl.static_range(2 if CENTERED else 0 if LEFT else 1, 3):

@@ -4,17 +4,16 @@ import triton
 import triton.language as tl
 
 from attnkern.triton_kernels.centers import (
-    centered_key_bounds,
     distance_in_sigmas,
+    keys_in_sight,
     load_gaussians,
     load_query_rows,
     log_gaussian,
-    tile_anchors,
     tile_rows,
 )
 from attnkern.triton_kernels.gradients import load_lse, score_gradient
 from attnkern.triton_kernels.random import dropout_keep
-from attnkern.triton_kernels.scores import capped_scores, exponential, key_bounds, load_rows, masked_scores
+from attnkern.triton_kernels.scores import capped_scores, exponential, load_rows, masked_scores
 
 
 @triton.jit
@@ -68,13 +67,9 @@ def backward_mask(
             position = tl.load(offsets + batch).to(tl.int32)
         rows = tile_rows(order, batch_head, begin_m, len_q, CENTERED, BLOCK_M)
         i = rows[:, None]
-        if CENTERED:
-            anchor = tile_anchors(anchors, batch_head, begin_m, len_q, BLOCK_M)[:, None]
-            begin, end = centered_key_bounds(i, anchor, position, len_k, left, right, LEFT, RIGHT, CAUSAL)
-        else:
-            anchor = i  # never read
-            last = tl.minimum(begin_m + BLOCK_M, len_q) - 1 + position
-            begin, end = key_bounds(begin_m + position, last, len_k, left, right, LEFT, RIGHT)
+        anchor, begin, end, _, _ = keys_in_sight(
+            i, anchors, batch_head, begin_m, position, len_q, len_k, left, right, LEFT, RIGHT, CENTERED, CAUSAL, BLOCK_M
+        )
         if (begin_n < end) & (begin_n + BLOCK_N > begin):
             j = (begin_n + tl.arange(0, BLOCK_N))[None, :]
             head_query = query + batch * stride_qb + head * stride_qh

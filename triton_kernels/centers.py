@@ -10,7 +10,7 @@ GAUSSIAN: "after" the softmax it multiplies the weights, "inside" it is a bias; 
 import triton
 import triton.language as tl
 
-from attnkern.triton_kernels.scores import key_bounds, load_rows, store_rows
+from attnkern.triton_kernels.scores import inner_key_bounds, key_bounds, load_rows, store_rows
 
 FARTHEST_SIGMAS = tl.constexpr(1.0e15)  # its square is finite
 
@@ -41,6 +41,29 @@ def centered_key_bounds(
     if CAUSAL:
         end = tl.minimum(end, tl.max(i) + position + 1)
     return begin, end
+
+
+@triton.jit
+def keys_in_sight(
+    i, anchors, batch_head, begin_m, position, len_q, len_k, left, right, LEFT: tl.constexpr, RIGHT: tl.constexpr,
+    CENTERED: tl.constexpr, CAUSAL: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Anchors of a tile's rows `i`, `(ROWS, 1)`; keys `[begin, end)` that any may look at, then those that all do.
+
+    Where centered, every tile of keys is an edge; elsewhere nobody reads the anchors.
+    """
+    if CENTERED:
+        anchor = tile_anchors(anchors, batch_head, begin_m, len_q, ROWS)[:, None]
+        begin, end = centered_key_bounds(i, anchor, position, len_k, left, right, LEFT, RIGHT, CAUSAL)
+        inner_begin = tl.full((), 0, tl.int32)
+        inner_end = inner_begin
+    else:
+        anchor = i
+        first = begin_m + position
+        last = tl.minimum(begin_m + ROWS, len_q) - 1 + position
+        begin, end = key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
+        inner_begin, inner_end = inner_key_bounds(first, last, len_k, left, right, LEFT, RIGHT)
+    return anchor, begin, end, inner_begin, inner_end
 
 
 @triton.jit

@@ -191,6 +191,14 @@ struct KeyTiles {
             scores[i] = ptx::exp2_approximate(ptx::min_or_nan(scores[i], 0.0f));  // at most 1
     }
 
+    // A warpgroup's 64 x N accumulators, rounded, into a tile of results, from a row and a column on.
+    template <class T, int Count>
+    static DEVICE void store_rounded(const float (&gradient)[Count], uint32_t tile, int row, int column) {
+        uint32_t packed[Count / 2];
+        pack_all<T>(packed, gradient);
+        store_packed<Key>(tile, row, packed, column);
+    }
+
     // A square of the queries' gradient: that of the scores (64-wide column `row` of the tile) times the keys.
     template <class T, class GradScores>
     DEVICE void multiply_square(float (&square)[32], uint32_t grad_scores, int number) const {

@@ -125,8 +125,8 @@ struct SoftmaxBackward : core::KeyTiles<Width, Rows, 128, 2, Windowed, HasOutput
             UNROLL
             for (int i = 0; i < Width / 2; ++i) grad_key[i] *= params.scores.scale;
             this->wait_for_buffers(first_thread);  // that the last blocks used
-            store(grad_key, shared + GRAD_KEY, group);
-            if constexpr (HasOutput) store(grad_value, shared + GRAD_VALUE, group);
+            this->template store_rounded<T>(grad_key, shared + GRAD_KEY, group * 64, 0);
+            if constexpr (HasOutput) this->template store_rounded<T>(grad_value, shared + GRAD_VALUE, group * 64, 0);
             ptx::fence_async();
             ptx::named_barrier_sync(GROUP + group, ptx::WARPGROUP);
             if (first_thread) {
@@ -140,12 +140,6 @@ struct SoftmaxBackward : core::KeyTiles<Width, Rows, 128, 2, Windowed, HasOutput
             }
         }
         if (first_thread) ptx::wait_stores<0>();
-    }
-
-    DEVICE void store(const float (&gradient)[Width / 2], uint32_t tile, int group) const {
-        uint32_t packed[Width / 4];
-        core::pack_all<T>(packed, gradient);
-        core::store_packed<Key>(tile, group * 64, packed);
     }
 };
 

@@ -172,8 +172,8 @@ struct SoftmaxBackwardByColumns : core::KeyTiles<Width, Rows, 64, 1, Windowed, H
             UNROLL
             for (int i = 0; i < OWN_WIDTH / 2; ++i) grad_key[i] *= params.scores.scale;
             this->wait_for_buffers(first_thread);  // that the last blocks used
-            store(grad_key, shared + GRAD_KEY, own_column);
-            if constexpr (HasOutput) store(grad_value, shared + GRAD_VALUE, own_column);
+            this->template store_rounded<T>(grad_key, shared + GRAD_KEY, 0, own_column);
+            if constexpr (HasOutput) this->template store_rounded<T>(grad_value, shared + GRAD_VALUE, 0, own_column);
             ptx::fence_async();
             ptx::named_barrier_sync(ALL_CONSUMERS, GROUPS * ptx::WARPGROUP);
             if (first_thread) {
@@ -194,12 +194,6 @@ struct SoftmaxBackwardByColumns : core::KeyTiles<Width, Rows, 64, 1, Windowed, H
         DEVICE int query(int i) const { return first_query + i / 4 * 8 + i % 2; }
         DEVICE int key(int i) const { return first_key + i / 2 % 2 * 8; }
     };
-
-    DEVICE void store(const float (&gradient)[OWN_WIDTH / 2], uint32_t tile, int column) const {
-        uint32_t packed[OWN_WIDTH / 4];
-        core::pack_all<T>(packed, gradient);
-        core::store_packed<Key>(tile, 0, packed, column);
-    }
 };
 
 }  // namespace kernels
