@@ -67,7 +67,7 @@ def backward_mask(
             position = tl.load(offsets + batch).to(tl.int32)
         rows = tile_rows(order, batch_head, begin_m, len_q, CENTERED, BLOCK_M)
         i = rows[:, None]
-        anchor, begin, end, _, _ = keys_in_sight(
+        anchor, begin, end, inner_begin, inner_end = keys_in_sight(
             i, anchors, batch_head, begin_m, position, len_q, len_k, left, right, LEFT, RIGHT, CENTERED, CAUSAL, BLOCK_M
         )
         if (begin_n < end) & (begin_n + BLOCK_N > begin):
