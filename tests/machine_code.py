@@ -35,6 +35,7 @@ VARIANTS = {
         "dropout_p": 0.1,
         "query_offset": None,
     },
+    "packed": {"packed": True, "causal": True},
     "centered everything": {
         "kv_heads": 1,
         "center": True,
@@ -88,9 +89,14 @@ def launches(variant: str, head_dim: int, dtype: torch.dtype, capability: int) -
         "float": torch.zeros(2, 2, 256, 256),
         "relu": torch.zeros(1, 1, 1, 256),
     }.get(variant)
+    cu_seq = torch.tensor([0, 256, 512], dtype=torch.int32)
     offsets = torch.zeros(2, dtype=torch.int64) if everything else None
     center, sigma = (torch.ones(2, 2, 256) if problem.center else None for _ in range(2))
-    inputs = Inputs(query, key, value, mask, offsets, torch.zeros((), dtype=torch.int64), center, sigma)
+    seed = torch.zeros((), dtype=torch.int64)
+    inputs = Inputs(query, key, value, mask, offsets, seed, center=center, sigma=sigma)
+    if problem.packed:
+        tensors = (tensor.transpose(0, 1).flatten(1, 2)[None] for tensor in (query, key, value))
+        inputs = Inputs(*tensors, seed=seed, cu_seq_q=cu_seq, cu_seq_k=cu_seq)
     gradients = {"needs_mask": True} if everything else {}
     if everything and not problem.center:  # whose op gives a gradient to the output and the lse alone
         gradients |= {"grad_weights": torch.zeros(2, 2, 256, 256, dtype=dtype), "entropy": torch.zeros(2, 2, 256)}
