@@ -9,14 +9,16 @@ from attnkern import checks, philox, reference
 from attnkern.backends.choose import choose
 from attnkern.ops import aoa, mac
 from attnkern.ops.centered import centered_attention
-from attnkern.ops.library import describe
+from attnkern.ops.library import ScoreOptions, describe
 from attnkern.ops.sample import sample_attention
 from attnkern.ops.softmax import softmax_attention
 from attnkern.ops.weights import attention_weights
+from attnkern.packing import Layout, opened, places
 from attnkern.problem import Inputs
 from attnkern.results import Aux, AuxRequest, HardAttention
 
 Offset = int | Literal["end"] | Tensor
+UNPACKED = (None, None, None, None)  # cu_seq_q, cu_seq_k, max_q, max_k
 
 
 def global_attention(
@@ -31,6 +33,10 @@ def global_attention(
     *,
     query_offset: Offset = 0,
     softcap: float = 0.0,
+    cu_seq_q: Tensor | None = None,
+    cu_seq_k: Tensor | None = None,
+    max_q: int | None = None,
+    max_k: int | None = None,
     seed: int | Tensor | None = None,
     return_aux: AuxRequest | None = None,
     backend: str | None = None,
@@ -39,8 +45,12 @@ def global_attention(
 
     Arguments are those of `torch.nn.functional.scaled_dot_product_attention` wherever it has them.
 
+    Sequences of different lengths come without padding in one of two ways, and the result likewise: as jagged
+    NestedTensors `(B, H, *, E)`, or packed `(T, H, E)` with the arguments of `torch.nn.attention.varlen_attn`. What is
+    said of masks, offsets and random choices holds in each sequence as if it were padded to the longest.
+
     Args:
-        query: `(B, H, Lq, E)`; float16, bfloat16, float32 or float64.
+        query: `(B, H, Lq, E)`; float16, bfloat16, float32 or float64. Packed `(T, H, E)`.
         key: `(B, H, Lk, E)`; with `enable_gqa`, its heads divide the query's.
         value: `(B, H, Lk, Ev)`, heads as key's.
         attn_mask: broadcasts to `(B, H, Lq, Lk)` and is never expanded. Bool: True where a query may
@@ -51,13 +61,16 @@ def global_attention(
         enable_gqa: lets several query heads share a key head.
         query_offset: key position of query 0: an int, a `(B,)` tensor, or `"end"` for `Lk - Lq`.
         softcap: `c > 0` replaces scores by `c * tanh(score / c)`, before the mask.
+        cu_seq_q, cu_seq_k: int32 or int64 `(B + 1,)`: packed sequence `b` is tokens `cu_seq[b] ... cu_seq[b + 1] - 1`;
+            the last entry is the number of tokens. On a GPU these numbers are not checked.
+        max_q, max_k: lengths of the longest sequences of queries and of keys.
         seed: int or 0-d int64 tensor that fixes dropout; None draws one from torch's generator.
         return_aux: asks for the lse or the attention weights as well.
         backend: None chooses; a name is obeyed or refused.
 
     Returns:
-        Output `(B, H, Lq, Ev)`; with `return_aux`, `(output, Aux)`. A query with nothing to look at
-        gets output 0 and lse -inf.
+        Output `(B, H, Lq, Ev)`, packed `(T, H, Ev)`; with `return_aux`, `(output, Aux)`. A query with nothing to look
+        at gets output 0 and lse -inf. Packed, an lse is `(H, T)`; weights are those of padded sequences, 0 there.
 
     Raises:
         ValueError, TypeError: an argument is wrong; raised before any work.
@@ -65,7 +78,8 @@ def global_attention(
     """
     return _softmax_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
-        query_offset=query_offset, softcap=softcap, seed=seed, return_aux=return_aux, backend=backend,
+        query_offset=query_offset, softcap=softcap, packing=(cu_seq_q, cu_seq_k, max_q, max_k), seed=seed,
+        return_aux=return_aux, backend=backend,
     )  # fmt: skip
 
 
@@ -85,6 +99,10 @@ def local_attention(
     renormalize: bool = False,
     query_offset: Offset = 0,
     softcap: float = 0.0,
+    cu_seq_q: Tensor | None = None,
+    cu_seq_k: Tensor | None = None,
+    max_q: int | None = None,
+    max_k: int | None = None,
     seed: int | Tensor | None = None,
     return_aux: AuxRequest | None = None,
     backend: str | None = None,
@@ -108,8 +126,8 @@ def local_attention(
         raise TypeError("window must be a pair (left, right), got None")
     return _softmax_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
-        query_offset=query_offset, softcap=softcap, seed=seed, return_aux=return_aux, backend=backend,
-        window=window, center=center, sigma=sigma, renormalize=renormalize,
+        query_offset=query_offset, softcap=softcap, packing=(cu_seq_q, cu_seq_k, max_q, max_k), seed=seed,
+        return_aux=return_aux, backend=backend, window=window, center=center, sigma=sigma, renormalize=renormalize,
     )  # fmt: skip
 
 
@@ -128,6 +146,10 @@ def hard_attention(
     window: tuple[int, int] | None = None,
     query_offset: Offset = 0,
     softcap: float = 0.0,
+    cu_seq_q: Tensor | None = None,
+    cu_seq_k: Tensor | None = None,
+    max_q: int | None = None,
+    max_k: int | None = None,
     seed: int | Tensor | None = None,
     backend: str | None = None,
 ) -> HardAttention:
@@ -148,34 +170,33 @@ def hard_attention(
     Returns:
         HardAttention: output, index, score, lse, entropy, and the property `log_prob`.
     """
-    query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
-    checks.check_tensors(query, key, value, enable_gqa)
-    attn_mask = checks.check_mask(attn_mask, query, key)
-    query_offset, offsets = checks.check_offset(query_offset, query, key)
-    scale = checks.check_scalars(scale, softcap, 0.0, query)
+    tensors, options, layout = _checked(
+        query, key, value, attn_mask, is_causal, scale, enable_gqa, query_offset, softcap, window,
+        (cu_seq_q, cu_seq_k, max_q, max_k),
+    )  # fmt: skip
+    device = tensors[0].device
     checks.check_samples(num_samples)
-    checks.check_seed(seed, query.device)
-    left, right = checks.check_window(window)
+    if layout.nested is not None and num_samples is not None:
+        raise ValueError(f"num_samples must be None for nested tensors, got {num_samples}")
+    checks.check_seed(seed, device)
     draws = 1 if deterministic or num_samples is None else num_samples
-    seed = None if deterministic else _seed_tensor(seed, query.device)
+    seed = None if deterministic else _seed_tensor(seed, device)
 
     if backend == "reference":
         result = reference.widened(
-            reference.hard_attention, query, key, value, attn_mask, is_causal=is_causal, scale=scale, softcap=softcap,
-            window=(left, right), query_offset=query_offset if offsets is None else offsets, num_samples=draws,
+            reference.hard_attention, **_reference_options(tensors, options, layout), num_samples=draws,
             deterministic=deterministic, straight_through=straight_through, seed=seed,
         )  # fmt: skip
     else:
         result = sample_attention(
-            query, key, value, attn_mask, offsets, seed, scale, softcap, is_causal, left, right, query_offset,
-            draws, deterministic, straight_through, backend,
-        )  # fmt: skip
+            *tensors, seed, *_cu_seqs(layout), *options, draws, deterministic, straight_through, backend
+        )
     output, index, score, lse, entropy = result
     if num_samples is None:
-        return HardAttention(output[0], index[0], score[0], lse, entropy)
-    if draws != num_samples:
+        output, index, score = output[0], index[0], score[0]
+    elif draws != num_samples:
         output, index, score = (t.expand(num_samples, *t.shape[1:]) for t in (output, index, score))
-    return HardAttention(output, index, score, lse, entropy)
+    return HardAttention(layout.output(output), *map(layout.rows, (index, score, lse, entropy)))
 
 
 def attention_over_attention(
@@ -262,80 +283,111 @@ def mac_attention(
     if activation == "softmax":
         return _softmax_attention(
             query, key, value, attn_mask, 0.0, is_causal, scale, enable_gqa, query_offset=query_offset,
-            softcap=softcap, seed=None, return_aux=None, backend=backend, window=window,
+            softcap=softcap, packing=UNPACKED, seed=None, return_aux=None, backend=backend, window=window,
         )  # fmt: skip
-    query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
-    checks.check_tensors(query, key, value, enable_gqa)
-    attn_mask = checks.check_mask(attn_mask, query, key)
-    query_offset, offsets = checks.check_offset(query_offset, query, key)
-    scale = checks.check_scalars(scale, softcap, 0.0, query)
-    left, right = checks.check_window(window)
-
+    tensors, options, layout = _checked(
+        query, key, value, attn_mask, is_causal, scale, enable_gqa, query_offset, softcap, window
+    )
     if backend == "reference":
-        return reference.widened(
-            reference.mac_attention, query, key, value, attn_mask, is_causal=is_causal, scale=scale, softcap=softcap,
-            window=(left, right), query_offset=query_offset if offsets is None else offsets, activation=activation,
-        )  # fmt: skip
-    return mac.mac_attention(
-        query, key, value, attn_mask, offsets, None, scale, softcap, is_causal, left, right, query_offset,
-        activation, backend,
-    )  # fmt: skip
+        output = reference.widened(
+            reference.mac_attention, **_reference_options(tensors, options, layout), activation=activation
+        )
+    else:
+        output = mac.mac_attention(*tensors, None, *_cu_seqs(layout), *options, activation, backend)
+    return layout.output(output)
 
 
 def _softmax_attention(
-    query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
-    *, query_offset, softcap, seed, return_aux, backend, window=None, center=None, sigma=None, renormalize=False,
+    query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, *,
+    query_offset, softcap, packing, seed, return_aux, backend, window=None, center=None, sigma=None, renormalize=False,
 ):  # fmt: skip
-    query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
-    checks.check_tensors(query, key, value, enable_gqa)
-    attn_mask = checks.check_mask(attn_mask, query, key)
-    query_offset, offsets = checks.check_offset(query_offset, query, key)
-    scale = checks.check_scalars(scale, softcap, dropout_p, query)
+    tensors, options, layout = _checked(
+        query, key, value, attn_mask, is_causal, scale, enable_gqa, query_offset, softcap, window, packing, dropout_p
+    )
+    query, key, _, attn_mask, offsets = tensors
     checks.check_seed(seed, query.device)
     checks.check_gaussian(center, sigma, renormalize, query)
-    left, right = checks.check_window(window)
     aux = checks.check_aux(return_aux)
     seed = _seed_tensor(seed, query.device) if dropout_p else None
 
     centered = center is not None or sigma is not None
     if backend is None and centered and aux.weights is not None:
         backend = "reference"  # the only one that writes weights around learned centres
+    cu_seqs = _cu_seqs(layout)
     if backend == "reference":
         output, lse, weights = reference.widened(
-            reference.softmax_attention, query, key, value, attn_mask, is_causal=is_causal, scale=scale,
-            softcap=softcap, window=(left, right), query_offset=query_offset if offsets is None else offsets,
-            center=center, sigma=sigma, renormalize=renormalize, dropout_p=dropout_p, seed=seed,
+            reference.softmax_attention, **_reference_options(tensors, options, layout), center=center, sigma=sigma,
+            renormalize=renormalize, dropout_p=dropout_p, seed=seed,
         )  # fmt: skip
         if aux.weights == "mean":
             weights = weights.mean(1)
     elif centered:
         if aux.weights is not None:
-            inputs = Inputs(query, key, value, attn_mask, offsets)
-            options = (scale, softcap, is_causal, left, right, query_offset)
+            inputs = Inputs(*tensors, None, *cu_seqs)
             choose(describe(inputs, *options, center=True, sigma=sigma is not None, weights=aux.weights), backend)
-        center, sigma = _gaussian(query, center, sigma, query_offset if offsets is None else offsets)
+        center, sigma = _gaussian(query, center, sigma, options.query_offset if offsets is None else offsets, layout)
         output, lse = centered_attention(
-            query, key, value, attn_mask, offsets, seed, center, sigma, scale, softcap, is_causal, left, right,
-            query_offset, renormalize, dropout_p, backend,
-        )  # fmt: skip
+            *tensors, seed, *cu_seqs, center, sigma, *options, renormalize, dropout_p, backend
+        )
     else:
-        options = (scale, softcap, is_causal, left, right, query_offset, dropout_p)
-        output, lse = softmax_attention(query, key, value, attn_mask, offsets, seed, *options, backend)
+        output, lse = softmax_attention(*tensors, seed, *cu_seqs, *options, dropout_p, backend)
         if aux.weights is not None:
             weights = attention_weights(
-                query, key, lse.detach(), attn_mask, offsets, seed, *options, aux.weights == "mean", backend
-            )
+                query, key, lse.detach(), attn_mask, offsets, seed, *cu_seqs, *options, dropout_p,
+                aux.weights == "mean", backend,
+            )  # fmt: skip
+    output = layout.output(output)
     if return_aux is None:
         return output
-    return output, Aux(lse if aux.lse else None, weights if aux.weights is not None else None)
+    return output, Aux(layout.rows(lse) if aux.lse else None, weights if aux.weights is not None else None)
+
+
+def _checked(
+    query, key, value, attn_mask, is_causal, scale, enable_gqa, query_offset, softcap, window, packing=UNPACKED,
+    dropout_p=0.0,
+):  # fmt: skip
+    """What all operations share: their tensors and options as the core has them, and the caller's layout."""
+    query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
+    checks.check_tensors(query, key, value, enable_gqa, packed=packing[0] is not None)
+    packing = checks.check_packing(query, key, *packing)
+    query, key, value, layout = opened(query, key, value, packing)
+    attn_mask = checks.check_mask(attn_mask, query, key, layout.packing)
+    query_offset, offsets = checks.check_offset(query_offset, query, key, layout.packing)
+    scale = checks.check_scalars(scale, softcap, dropout_p, query)
+    longest = (query.shape[2], key.shape[2]) if layout.packing is None else layout.packing[2:]
+    options = ScoreOptions(scale, softcap, is_causal, *checks.check_window(window), query_offset, *longest)
+    return (query, key, value, attn_mask, offsets), options, layout
+
+
+def _cu_seqs(layout: Layout) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if layout.packing is None else layout.packing[:2]
+
+
+def _reference_options(tensors: tuple, options: ScoreOptions, layout: Layout) -> dict:
+    query, key, value, attn_mask, offsets = tensors
+    return {
+        "query": query,
+        "key": key,
+        "value": value,
+        "attn_mask": attn_mask,
+        "scale": options.scale,
+        "softcap": options.softcap,
+        "is_causal": options.causal,
+        "window": (options.left, options.right),
+        "query_offset": options.query_offset if offsets is None else offsets,
+        "packing": layout.packing,
+    }
 
 
 def _gaussian(
-    query: Tensor, center: Tensor | None, sigma: float | Tensor | None, query_offset: int | Tensor
+    query: Tensor, center: Tensor | None, sigma: float | Tensor | None, query_offset: int | Tensor, layout: Layout
 ) -> tuple[Tensor, Tensor | None]:
     """A centre and a sigma for every query `(B, H, Lq)`, in the dtype of the sums."""
     dtype, rows = torch.promote_types(query.dtype, torch.float32), query.shape[:3]
-    if center is None:
+    if center is None and layout.packing is not None:
+        sequence, position = places(layout.packing.cu_seq_q, query.shape[2])
+        center = position + (query_offset[sequence] if isinstance(query_offset, Tensor) else query_offset)
+    elif center is None:
         center = reference.positions(query.shape[2], query_offset, query.device)
     if sigma is not None and not isinstance(sigma, Tensor):
         sigma = torch.full((), sigma, dtype=dtype, device=query.device)

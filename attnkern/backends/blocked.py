@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnkern import philox
-from attnkern.backends import banded, centered, sdpa, sparse, unnormalised
+from attnkern.backends import banded, centered, sdpa, sequences, sparse, unnormalised
 from attnkern.backends.tiles import NEG_INF, Block, Tile, blocks, exp_
 from attnkern.problem import Gradients, Inputs, Problem, new_output
 from attnkern.reference import FARTHEST_SIGMAS
@@ -31,6 +31,8 @@ def refuses(problem: Problem) -> str | None:
 
 def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Output `(B, H, Lq, Ev)` and lse `(B, H, Lq)`."""
+    if problem.packed:
+        return sequences.softmax(softmax, problem, inputs)
     if sdpa.can_run(problem, inputs):
         output, lse = sdpa.forward(problem, inputs)
         if sdpa.is_sound(lse):
@@ -54,6 +56,8 @@ def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
 
 def weights(problem: Problem, inputs: Inputs, lse: Tensor) -> Tensor:
     """Attention weights after dropout: `(B, H, Lq, Lk)`, or their mean over heads `(B, Lq, Lk)`."""
+    if problem.packed:
+        return sequences.weights(weights, problem, inputs, lse)
     mean = problem.weights == "mean"
     shape = (problem.batch, 1 if mean else problem.heads, problem.len_q, problem.len_k)
     result = inputs.query.new_zeros(shape, dtype=problem.compute_dtype if mean else problem.dtype)
@@ -61,10 +65,10 @@ def weights(problem: Problem, inputs: Inputs, lse: Tensor) -> Tensor:
         row_lse = _finite(block.take_rows(lse))
         for keys in block.key_tiles():
             tile = block.tile(keys)
-            weights = tile.weights(row_lse)
+            part = tile.weights(row_lse)
             if (factor := tile.factor()) is not None:
-                weights *= factor
-            part = block.as_heads(weights)
+                part *= factor
+            part = block.as_heads(part)
             block.take_mask(result, keys).add_(part.sum(1, keepdim=True) / problem.heads if mean else part)
     return result.squeeze(1).to(problem.dtype) if mean else result
 
@@ -90,6 +94,9 @@ def backward(
     The value's gradient is None without `grad_output`; `output` is what `softmax` returned, if it ran.
     Without a softmax (see `mac`) there is `grad_output` alone, and dS is g times the activation's derivative.
     """
+    if problem.packed:
+        given = {"grad_output": grad_output, "output": output, "grad_weights": grad_weights, "row": row}
+        return sequences.backward(backward, problem, inputs, lse, needs_mask, **given, entropy=entropy)
     only_output = row is None and not needs_mask and output is not None and grad_output is not None
     if only_output and sdpa.can_run(problem, inputs) and sdpa.is_sound(lse):
         return sdpa.backward(problem, inputs, output, lse, grad_output)
@@ -129,6 +136,8 @@ def backward(
 
 def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """One pass over the keys: output, index, score (each `(S, B, H, Lq, ...)`), lse, entropy."""
+    if problem.packed:
+        return sequences.sample(sample, problem, inputs)
     shape = inputs.query.shape[:-1]
     draws = problem.num_samples
     kwargs = {"dtype": problem.compute_dtype, "device": inputs.query.device}

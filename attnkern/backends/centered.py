@@ -118,7 +118,8 @@ class CenteredBlock(Block):
         return self._numbers(keys).to(self.problem.compute_dtype).flatten(0, 2).unsqueeze(-2) - self.center
 
     def dropout_keep(self, keys: tuple[int, int]) -> Tensor:
-        batch_heads = (self._batch_index * self.problem.heads + self._head_index).unsqueeze(-1)
+        batch = self._batch_index + self.inputs.first
+        batch_heads = (batch * self.problem.heads + self._head_index).unsqueeze(-1)
         row, key = self._row_index.unsqueeze(-1), self._numbers(keys).unsqueeze(-2)
         keep = philox.dropout_keep_at(self.inputs.seed, row, batch_heads, key, self.problem.dropout_p)
         return keep.flatten(0, 2)

@@ -105,7 +105,7 @@ class Block:
         """`batch * heads + head` of the block's query heads: `(n, group)`."""
         problem, device = self.problem, self.inputs.query.device
         heads = torch.arange(problem.heads, device=device).view(problem.kv_heads, problem.group)[self.heads]
-        batch = torch.arange(self.batch.start, self.batch.stop, device=device).view(-1, 1, 1)
+        batch = torch.arange(self.batch.start, self.batch.stop, device=device).view(-1, 1, 1) + self.inputs.first
         return (batch * problem.heads + heads).flatten(0, 1)
 
     @cached_property

@@ -14,6 +14,7 @@ from torch import Tensor
 from attnkern import philox
 from attnkern.backends import sparse, tuning
 from attnkern.backends.memory import broadcastable, on_device_of
+from attnkern.packing import places
 from attnkern.problem import UNLIMITED, Gradients, Inputs, Problem, new_output
 from attnkern.triton_kernels import backward as backward_kernels
 from attnkern.triton_kernels import backward_mask as mask_kernels
@@ -168,7 +169,7 @@ def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Te
             problem,
             _arguments(problem, inputs)
             | {"index": index, "score": score, "lse": lse, "entropy": entropy}
-            | {"batch_heads": problem.batch * problem.heads, "num_samples": draws}
+            | {"batch_heads": problem.batch * problem.heads, "all_rows": lse.numel(), "num_samples": draws}
             | {"ARGMAX": problem.selector == "argmax", "SAMPLES": at_once},
         )
     return sparse.gather(inputs, index), index, score, lse, entropy
@@ -228,7 +229,9 @@ def _mask_gradient(problem: Problem, inputs: Inputs, arguments: dict) -> Tensor:
     }  # fmt: skip
     if problem.center and not sum_rows:  # rows stay where the mask has them
         anchors = _anchors(problem, inputs.center)
-        rows = torch.arange(problem.len_q, dtype=torch.int32, device=mask.device)
+        rows = torch.arange(anchors.shape[-1], dtype=torch.int32, device=mask.device)
+        if problem.packed:
+            rows = places(inputs.cu_seq_q, len(rows))[1].int()
         arguments |= {"anchors": anchors, "order": rows.expand_as(anchors).contiguous()}
     _launch(kernel, lambda _: own * splits, problem, arguments)
     return partial.sum(0)
@@ -262,7 +265,7 @@ def _config(kernel, problem: Problem, run=None) -> tuning.Config:
 
 def _arguments(problem: Problem, inputs: Inputs) -> dict:
     """What every kernel may ask for: tensors, strides, sizes and compile-time choices."""
-    query, key, value, mask, offsets, seed, center, sigma = inputs
+    query, key, value, mask, offsets, seed, cu_seq_q, cu_seq_k, center, sigma, _ = inputs
     left, right = problem.band
     stand_in = query  # for tensors that the compiled kernel never reads
     block_e, block_v = padded_widths(problem)
@@ -270,13 +273,12 @@ def _arguments(problem: Problem, inputs: Inputs) -> dict:
     if mask is not None:
         mask = broadcastable(mask.view(torch.uint8) if mask.dtype == torch.bool else mask)
         mask_strides = dict(zip(mask_strides, mask.stride()))
-    order = anchors = None
-    if problem.center:
-        anchors, order = _anchors(problem, center).sort(dim=-1, stable=True)
-        order = order.int()
+    anchors, order = _visiting_order(problem, inputs) if problem.center else (None, None)
     return {
         "query": query, "key": key, "value": value, "mask": stand_in if mask is None else mask,
-        "offsets": stand_in if offsets is None else offsets, "seed": stand_in if seed is None else seed,
+        "offsets": stand_in if offsets is None else offsets,
+        "cu_seq_q": stand_in if cu_seq_q is None else cu_seq_q, "cu_seq_k": stand_in if cu_seq_k is None else cu_seq_k,
+        "tokens": query.shape[2], "PACKED": problem.packed, "seed": stand_in if seed is None else seed,
         **_strides(query, "qb", "qh", "qm"), **_strides(key, "kb", "kh", "kn"), **_strides(value, "vb", "vh", "vn"),
         **mask_strides,
         "order": order, "anchors": anchors, "center": center.contiguous() if problem.sigma else None,
@@ -294,6 +296,17 @@ def _arguments(problem: Problem, inputs: Inputs) -> dict:
         "CENTERED": problem.center, "CAUSAL": problem.center and problem.causal, "GAUSSIAN": _gaussian(problem),
         "PRECISION": precision(problem.dtype), "UNIT": _unit(problem),
     }  # fmt: skip
+
+
+def _visiting_order(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Anchors of each head's (packed: each sequence's) rows, ascending, and those rows' numbers: int32 `(B, H, Lq)`."""
+    anchors = _anchors(problem, inputs.center)
+    if not problem.packed:
+        anchors, order = anchors.sort(dim=-1, stable=True)
+        return anchors, order.int()
+    sequence, _ = places(inputs.cu_seq_q, anchors.shape[-1])
+    order = (anchors + (sequence << 32)).argsort(dim=-1, stable=True)
+    return anchors.gather(-1, order), (order - inputs.cu_seq_q[sequence]).int()
 
 
 def _anchors(problem: Problem, center: Tensor) -> Tensor:
@@ -327,7 +340,9 @@ def precision(dtype: torch.dtype) -> str:
 
 
 def _strides(tensor: Tensor, *names: str) -> dict[str, int]:
-    return {f"stride_{key}": stride for key, stride in zip(names, tensor.stride())}
+    """Of dimensions of size 1 it is 0: packed sequences are told apart by where they begin."""
+    sizes = zip(names, tensor.shape, tensor.stride())
+    return {f"stride_{name}": stride if size > 1 else 0 for name, size, stride in sizes}
 
 
 def _unit_stride(inputs: Inputs) -> Inputs:
