@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attnkern.api import global_attention, hard_attention, local_attention
 from attnkern.nn.bert_config import ACTIVATIONS, BertConfig
-from attnkern.nn.kinds import Global, Hard, Kind, Local, predicts_center
+from attnkern.nn.kinds import Global, Hard, Kind, predicts_center
 from attnkern.nn.multihead import MultiheadAttention
+from attnkern.packing import places
 
 
 class BertOutput(NamedTuple):
@@ -39,8 +39,7 @@ class Bert(nn.Module):
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
         self.norm = nn.LayerNorm(width, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        layers = (BertLayer(config, attention, backend) for _ in range(config.num_hidden_layers))
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(BertLayer(config, attention, backend) for _ in range(config.num_hidden_layers))
         self.pooler = nn.Linear(width, width) if pooler else None
         initialise(self, config)
 
@@ -95,8 +94,7 @@ class Bert(nn.Module):
                 f"(max_position_embeddings), got {max_length}"
             )
         if position_ids is None:
-            place = torch.arange(len(input_ids), device=cu_seq.device, dtype=cu_seq.dtype)
-            position_ids = place - cu_seq[torch.searchsorted(cu_seq, place, right=True) - 1]
+            _, position_ids = places(cu_seq, len(input_ids))
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         hidden = self.word_embeddings(input_ids) + self.position_embeddings(position_ids)
         hidden = self.dropout(self.norm(hidden + self.token_type_embeddings(types)))
@@ -132,20 +130,30 @@ class BertLayer(nn.Module):
 
 
 class PackedSelfAttention(MultiheadAttention):
-    """`MultiheadAttention` of packed sentences `(T, hidden)`, each with itself, query, key and value by one product."""
+    """`MultiheadAttention` of packed sentences `(T, hidden)`, each with itself; query, key and value by one product."""
+
+    def __init__(self, *args, attention: Kind, **kwargs):
+        super().__init__(*args, attention=attention, **kwargs)
+        if isinstance(attention, Hard) and attention.soft_mixture:
+            raise ValueError(
+                f"attention must have no soft_mixture in BERT, whose sentences are packed, got {attention}"
+            )
 
     def forward(self, hidden: Tensor, cu_seq: Tensor, max_length: int) -> Tensor:
         qkv = self._project(hidden, hidden, hidden)
-        query, key, value = (x.unflatten(-1, (self.num_heads, self.head_dim)) for x in qkv)  # (T, H, E)
-        outputs = []
-        for q, k, v in zip(*(x.tensor_split(cu_seq[1:-1].long().cpu()) for x in (query, key, value))):
-            q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-            if isinstance(self.attention, Hard):
-                output, _ = self._attend_hard(q, k, v, None, False, None)
-            else:
-                output, _ = self._attend(q, k, v, None, False, None, None)
-            outputs.append(output[0].transpose(0, 1))
-        return self.out_proj(torch.cat(outputs).flatten(-2))
+        qkv = (x.unflatten(-1, (self.num_heads, self.head_dim)) for x in qkv)  # (T, H, E)
+        packing = {"cu_seq_q": cu_seq, "cu_seq_k": cu_seq, "max_q": max_length, "max_k": max_length}
+        if isinstance(self.attention, Hard):
+            output, _ = self._attend_hard(*qkv, None, False, None, **packing)
+        else:
+            center = self._center(hidden, cu_seq) if predicts_center(self.attention) else None
+            output, _ = self._attend(*qkv, None, False, None, center, **packing)
+        return self.out_proj(output.flatten(1))
+
+    def _center(self, hidden: Tensor, cu_seq: Tensor) -> Tensor:
+        """`(1, H, T)`, each in its own sentence."""
+        sentence, _ = places(cu_seq, len(hidden))
+        return self.center(hidden.unsqueeze(0), cu_seq.diff()[sentence])
 
 
 def pack(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,7 +166,7 @@ def pack(mask: Tensor) -> tuple[Tensor, Tensor]:
     counts = mask.sum(1)
     if torch.compiler.is_compiling():  # all stay: each row's tokens, then its padding, as one more sentence
         begins = torch.arange(0, batch * length, length, device=mask.device)
-        index = (begins[:, None] + (~mask).int().argsort(1, stable=True)).flatten()
+        index = (begins[:, None] + (~mask).int().argsort(stable=True)).flatten()
         counts = torch.stack([counts, length - counts], 1).flatten()
     else:
         index = mask.flatten().nonzero().flatten()
