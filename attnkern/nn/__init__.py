@@ -1,8 +1,30 @@
-"""Modules built on the operations: drop-in layers, and what kind of attention they compute."""
+"""Modules built on the operations: drop-in layers, models, and what kind of attention they compute."""
 
 from attnkern.nn.annealing import WindowAnnealing
 from attnkern.nn.aoa_reader import AoAReader
+from attnkern.nn.bert import Bert
+from attnkern.nn.bert_config import BertConfig
+from attnkern.nn.bert_heads import (
+    BertForPreTraining,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+)
 from attnkern.nn.kinds import Global, Hard, Local
 from attnkern.nn.multihead import MultiheadAttention, hard_attentions
 
-__all__ = ["AoAReader", "Global", "Hard", "Local", "MultiheadAttention", "WindowAnnealing", "hard_attentions"]
+__all__ = [
+    "AoAReader",
+    "Bert",
+    "BertConfig",
+    "BertForPreTraining",
+    "BertForQuestionAnswering",
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
+    "Global",
+    "Hard",
+    "Local",
+    "MultiheadAttention",
+    "WindowAnnealing",
+    "hard_attentions",
+]
