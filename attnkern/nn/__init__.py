@@ -3,6 +3,17 @@
 from attnkern.nn.annealing import WindowAnnealing
 from attnkern.nn.aoa_reader import AoAReader
 from attnkern.nn.kinds import Global, Hard, Local
+from attnkern.nn.luong import LuongAttention, LuongSeq2Seq
 from attnkern.nn.multihead import MultiheadAttention, hard_attentions
 
-__all__ = ["AoAReader", "Global", "Hard", "Local", "MultiheadAttention", "WindowAnnealing", "hard_attentions"]
+__all__ = [
+    "AoAReader",
+    "Global",
+    "Hard",
+    "Local",
+    "LuongAttention",
+    "LuongSeq2Seq",
+    "MultiheadAttention",
+    "WindowAnnealing",
+    "hard_attentions",
+]
