@@ -3,7 +3,7 @@
 from attnkern.nn.annealing import WindowAnnealing
 from attnkern.nn.aoa_reader import AoAReader
 from attnkern.nn.kinds import Global, Hard, Local
-from attnkern.nn.luong import LuongAttention, LuongSeq2Seq
+from attnkern.nn.luong import LuongAttention, LuongDecoder, LuongSeq2Seq
 from attnkern.nn.multihead import MultiheadAttention, hard_attentions
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Hard",
     "Local",
     "LuongAttention",
+    "LuongDecoder",
     "LuongSeq2Seq",
     "MultiheadAttention",
     "WindowAnnealing",

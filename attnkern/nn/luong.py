@@ -1,4 +1,4 @@
-"""The sequence-to-sequence model of Luong, Pham and Manning 2015: four score functions, input feeding, local attention."""
+"""The sequence-to-sequence model of Luong, Pham and Manning 2015: four scores, input feeding, local attention."""
 
 from typing import Literal, NamedTuple, get_args
 
@@ -12,6 +12,7 @@ from attnkern.nn.kinds import Global, Hard, Kind, Local, check_kind, predicts_ce
 from attnkern.results import HardAttention
 
 PADDING = 0  # the id of no word
+GLOBAL = Global()
 
 Score = Literal["dot", "general", "concat", "location"]
 
@@ -45,7 +46,7 @@ class LuongAttention(nn.Module):
         hidden: features of a state.
         score: "dot", "general", "concat" or "location".
         kind: `Global()`, `Local(window)` (local-m; with `center="predicted"` local-p) or `Hard(...)`.
-        max_source: the most source words, which location has a score for; the others ignore it.
+        max_source: the most source words, as many as location has scores; the others ignore it.
         backend: None chooses; a name is obeyed or refused.
 
     Raises:
@@ -72,7 +73,13 @@ class LuongAttention(nn.Module):
         self.score, self.kind, self.backend = score, kind, backend
 
     def keys(self, memory: Tensor) -> Tensor:
-        """What the source words are scored by: made once for a sentence."""
+        """What the source words are scored by: made once for a sentence.
+
+        Raises:
+            ValueError: location has not as many scores.
+        """
+        if self.score == "location" and memory.shape[1] > self.query.out_features:
+            raise ValueError(f"source must have at most {self.query.out_features} words, got {memory.shape[1]}")
         return self.key(memory) if self.score == "concat" else memory
 
     def forward(self, states: Tensor, source: LuongState, need_weights: bool = False):
@@ -124,16 +131,16 @@ class LuongAttention(nn.Module):
         return hard.output if hard.output.dim() == 4 else hard.output.mean(0), hard
 
 
-class LuongSeq2Seq(nn.Module):
-    """LSTM encoder, LSTM decoder, attention between them (Luong et al. 2015, arXiv 1508.04025).
+class LuongDecoder(nn.Module):
+    """LSTM decoder that attends to a memory: words in their contexts, or the places of a picture.
 
-    Train with `F.cross_entropy(model(source, target[:, :-1]).transpose(1, 2), target[:, 1:])`. With input feeding a
-    word's query needs the attention of the word before: one call of the core for each. Without, one for all words.
+    With input feeding a word's query needs the attention of the word before: one call of the core for each. Without,
+    one for all words.
 
     Args:
-        source_words, target_words: numbers of word ids; id 0 of the source is padding.
-        hidden: features of a word and of a state.
-        num_layers: LSTM layers in each.
+        words: number of word ids.
+        hidden: features of a word, of a state and of the memory.
+        num_layers: of LSTM cells.
         score, attention, max_source, backend: what `LuongAttention` computes.
         input_feeding: puts `h~` of the word before beside the next word.
 
@@ -145,69 +152,49 @@ class LuongSeq2Seq(nn.Module):
 
     def __init__(
         self,
-        source_words: int,
-        target_words: int,
-        hidden: int = 1000,
+        words: int,
+        hidden: int,
         num_layers: int = 1,
         *,
         score: Score = "general",
-        attention: Kind = Global(),  # noqa: B008 (frozen)
+        attention: Kind = GLOBAL,
         input_feeding: bool = True,
         max_source: int | None = None,
         backend: str | None = None,
     ):
         super().__init__()
-        self.source_embedding = nn.Embedding(source_words, hidden, padding_idx=PADDING)
-        self.target_embedding = nn.Embedding(target_words, hidden)
+        self.embedding = nn.Embedding(words, hidden)
         first = 2 * hidden if input_feeding else hidden
-        self.encoder = nn.ModuleList(nn.LSTMCell(hidden, hidden) for _ in range(num_layers))
-        self.decoder = nn.ModuleList(nn.LSTMCell(hidden if n else first, hidden) for n in range(num_layers))
+        self.cells = nn.ModuleList(nn.LSTMCell(hidden if n else first, hidden) for n in range(num_layers))
         self.attend = LuongAttention(hidden, score, attention, max_source, backend)
-        self.output = nn.Linear(hidden, target_words)
-        self.attention, self.input_feeding, self.max_source = attention, input_feeding, max_source
+        self.output = nn.Linear(hidden, words)
+        self.attention, self.input_feeding = attention, input_feeding
 
-    def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        """Word ids `(B, S)`, and those `(B, T)` that come before each word to write: logits `(B, T, target_words)`."""
-        return self.decode(target, self.encode(source))[0]
-
-    def align(self, source: Tensor, target: Tensor) -> Tensor:
-        """Where each word looked: weights `(B, T, S)`."""
-        return self.decode(target, self.encode(source), need_weights=True)[2]
-
-    def encode(self, source: Tensor) -> LuongState:
-        """The state before the first word. Padding, wherever it stands, leaves the encoder as it was.
-
-        Raises:
-            ValueError: source is no matrix of word ids, has no word, or has more than `max_source`.
-        """
-        if source.dim() != 2 or not source.shape[1]:
-            raise ValueError(f"source must be word ids (batch, words), at least one, got {tuple(source.shape)}")
-        if self.max_source is not None and source.shape[1] > self.max_source:
-            raise ValueError(f"source must have at most max_source={self.max_source} words, got {source.shape[1]}")
-        real, words = source != PADDING, self.source_embedding(source)
-        cells = words.new_zeros(len(source), len(self.encoder), 2, words.shape[-1])
-        memory = []
-        for word, here in zip(words.unbind(1), real.unbind(1)):
-            cells = torch.where(here[:, None, None, None], _advance(self.encoder, word, cells), cells)
-            memory.append(cells[:, -1, 0])
-        memory = torch.stack(memory, 1)
+    def begin(self, memory: Tensor, real: Tensor, cells: Tensor) -> LuongState:
+        """The state before the first word; shapes as in `LuongState`."""
         return LuongState(cells, torch.zeros_like(memory[:, 0]), 0, memory, self.attend.keys(memory), real)
 
-    def decode(self, words: Tensor, state: LuongState, need_weights: bool = False):
-        """Word ids `(B, T)` written after `state`: logits of the words after each, the new state, and the weights."""
+    def forward(self, words: Tensor, state: LuongState, need_weights: bool = False):
+        """Word ids `(B, T)` written after `state`.
+
+        Returns:
+            Logits `(B, T, words)` of the word after each; the new state; the weights `(B, T, S)`, asked for by
+            `need_weights`, else None.
+        """
         written, weights, hards = [], [], []
         for part in words.split(1, 1) if self.input_feeding else [words]:
             states, cells = [], state.cells
-            for word in self.target_embedding(part).unbind(1):
-                input = torch.cat([word, state.fed], -1) if self.input_feeding else word
-                cells = _advance(self.decoder, input, cells)
+            for word in self.embedding(part).unbind(1):
+                cells = advance(self.cells, torch.cat([word, state.fed], -1) if self.input_feeding else word, cells)
                 states.append(cells[:, -1, 0])
             attentional, looked, hard = self.attend(torch.stack(states, 1), state, need_weights)
             state = state._replace(cells=cells, fed=attentional[:, -1], position=state.position + part.shape[1])
-            for parts, part in ((written, attentional), (weights, looked), (hards, hard)):
-                parts.append(part)
+            written.append(attentional)
+            weights.append(looked)
+            hards.append(hard)
         if isinstance(self.attention, Hard):
-            self.hard = _join(hards)
+            output, *rest = zip(*hards)
+            self.hard = HardAttention(torch.cat(output, -2), *(torch.cat(part, -1) for part in rest))
         return self.output(torch.cat(written, 1)), state, torch.cat(weights, 1) if need_weights else None
 
     def __getstate__(self) -> dict:
@@ -215,7 +202,50 @@ class LuongSeq2Seq(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name != "hard"}
 
 
-def _advance(layers: nn.ModuleList, input: Tensor, cells: Tensor) -> Tensor:
+class LuongSeq2Seq(nn.Module):
+    """LSTM encoder, LSTM decoder, attention between them (Luong et al. 2015, arXiv 1508.04025).
+
+    Train with `F.cross_entropy(model(source, target[:, :-1]).transpose(1, 2), target[:, 1:])`.
+
+    Args:
+        source_words, target_words: numbers of word ids; id 0 of the source is padding, at the end of a sentence.
+        hidden: features of a word and of a state.
+        num_layers: LSTM layers in encoder and decoder.
+        decoder: what else `LuongDecoder` takes.
+    """
+
+    def __init__(self, source_words: int, target_words: int, hidden: int = 1000, num_layers: int = 1, **decoder):
+        super().__init__()
+        self.embedding = nn.Embedding(source_words, hidden, padding_idx=PADDING)
+        self.encoder = nn.ModuleList(nn.LSTMCell(hidden, hidden) for _ in range(num_layers))
+        self.decoder = LuongDecoder(target_words, hidden, num_layers, **decoder)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        """Word ids `(B, S)`, and those `(B, T)` that come before each word to write: logits `(B, T, target_words)`."""
+        return self.decoder(target, self.encode(source))[0]
+
+    def align(self, source: Tensor, target: Tensor) -> Tensor:
+        """Where each word looked: weights `(B, T, S)`."""
+        return self.decoder(target, self.encode(source), need_weights=True)[2]
+
+    def encode(self, source: Tensor) -> LuongState:
+        """The state before the first word. Padding leaves the encoder as it was.
+
+        Raises:
+            ValueError: source is no matrix of word ids, or has no word.
+        """
+        if source.dim() != 2 or not source.shape[1]:
+            raise ValueError(f"source must be word ids (batch, words), at least one, got {tuple(source.shape)}")
+        real, words = source != PADDING, self.embedding(source)
+        cells = words.new_zeros(len(source), len(self.encoder), 2, words.shape[-1])
+        memory = []
+        for word, here in zip(words.unbind(1), real.unbind(1)):
+            cells = torch.where(here[:, None, None, None], advance(self.encoder, word, cells), cells)
+            memory.append(cells[:, -1, 0])
+        return self.decoder.begin(torch.stack(memory, 1), real, cells)
+
+
+def advance(layers: nn.ModuleList, input: Tensor, cells: Tensor) -> Tensor:
     """One word `(B, features)` through a stack of LSTM cells: their new states `(B, layers, 2, hidden)`."""
     states = []
     for layer, (hidden, cell) in zip(layers, (pair.unbind(1) for pair in cells.unbind(1))):
@@ -223,9 +253,3 @@ def _advance(layers: nn.ModuleList, input: Tensor, cells: Tensor) -> Tensor:
         states.append(torch.stack([hidden, cell], 1))
         input = hidden
     return torch.stack(states, 1)
-
-
-def _join(hards: list[HardAttention]) -> HardAttention:
-    """The draws of words one after the other, as of one call."""
-    output, *rest = zip(*hards)
-    return HardAttention(torch.cat(output, -2), *(torch.cat(part, -1) for part in rest))
