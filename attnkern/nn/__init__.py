@@ -11,6 +11,7 @@ from attnkern.nn.bert_heads import (
     BertForTokenClassification,
 )
 from attnkern.nn.kinds import Global, Hard, Local
+from attnkern.nn.luong import LuongAttention, LuongDecoder, LuongSeq2Seq
 from attnkern.nn.multihead import MultiheadAttention, hard_attentions
 
 __all__ = [
@@ -24,6 +25,9 @@ __all__ = [
     "Global",
     "Hard",
     "Local",
+    "LuongAttention",
+    "LuongDecoder",
+    "LuongSeq2Seq",
     "MultiheadAttention",
     "WindowAnnealing",
     "hard_attentions",
