@@ -31,6 +31,8 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LARGEST_HEAD = 256
 FARTHEST_ROW = 1 << 22  # stride between rows from which a tensor is copied
 WIDEST_SWIZZLE = 64  # features: 128 bytes of a row
+PROGRAMS_AT_ONCE = 264  # two for each multiprocessor of the largest chips
+KEYS_OF_A_SPLIT, MOST_SPLITS = 256, 64  # fewest keys that are worth a program; most programs that share a row
 MASK_PROGRAMS = 256  # of backward_mask: enough to fill a GPU
 
 
@@ -61,13 +63,43 @@ def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     lse = inputs.query.new_full(output.shape[:-1], float("-inf"), dtype=torch.float32)
     if _is_empty(problem):
         return output.zero_(), lse
+    splits = key_splits(problem)
+    parts, parts_lse = output[None], lse[None]
+    if splits > 1:
+        parts, parts_lse = (lse.new_empty(splits, *tensor.shape) for tensor in (output, lse))
+    arguments = _arguments(problem, inputs) | _strides(parts, "os", "ob", "oh", "om")
+    arguments |= {"output": parts, "lse": parts_lse, "splits": splits, "SPLIT": splits > 1, "all_rows": lse.numel()}
     _launch(
         softmax_kernels.softmax_forward,
-        lambda c: triton.cdiv(problem.len_q, c.block_m) * problem.batch * problem.heads,
+        lambda c: triton.cdiv(problem.len_q, c.block_m) * problem.batch * problem.heads * splits,
         problem,
-        _arguments(problem, inputs) | _strides(output, "ob", "oh", "om") | {"output": output, "lse": lse},
+        arguments,
     )
+    if splits > 1:
+        _combine(parts, parts_lse, output, lse)
     return output, lse
+
+
+def key_splits(problem: Problem) -> int:
+    """Among how many programs the keys of a tile of queries are divided: 1 unless queries are too few for the chip.
+
+    A step of decoding has one query a head: what counts is that the whole chip reads keys and values.
+    """
+    if problem.len_q > tuning.FEWEST_ROWS or problem.kind == "mac" or problem.center:
+        return 1
+    left, right = problem.band
+    keys = problem.len_k if UNLIMITED in (left, right) else min(problem.len_k, left + problem.len_q + right)
+    idle = PROGRAMS_AT_ONCE // (problem.batch * problem.heads)
+    return max(1, min(idle, keys // KEYS_OF_A_SPLIT, MOST_SPLITS))
+
+
+def _combine(parts: Tensor, parts_lse: Tensor, output: Tensor, lse: Tensor) -> None:
+    splits, batch, heads, len_q, width = parts.shape
+    with on_device_of(output):
+        softmax_kernels.combine_splits[(batch * heads * len_q,)](
+            parts, parts_lse, output, lse, *parts.stride()[:4], *output.stride()[:3], heads, len_q, splits,
+            lse.numel(), VALUE_DIM=width, BLOCK_V=padded(width), BLOCK_S=triton.next_power_of_2(splits),
+        )  # fmt: skip
 
 
 def mac(problem: Problem, inputs: Inputs) -> Tensor:
