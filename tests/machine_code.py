@@ -35,6 +35,7 @@ VARIANTS = {
         "dropout_p": 0.1,
         "query_offset": None,
     },
+    "decode": {"len_q": 1, "len_k": 4096, "causal": True, "query_offset": 4095},
     "packed": {"packed": True, "causal": True},
     "centered everything": {
         "kv_heads": 1,
@@ -75,13 +76,12 @@ def launches(variant: str, head_dim: int, dtype: torch.dtype, capability: int) -
     """Every kernel's arguments and default config for one self-attention, as the host side fills them."""
     if variant == "aoa":
         return aoa_launches(head_dim, dtype)
-    problem = Problem(
-        len_q=256, batch=2, heads=2, head_dim=head_dim, dtype=dtype, device="cuda", num_samples=4, requires_grad=True,
-        **VARIANTS[variant],
-    )  # fmt: skip
+    sizes = {"len_q": 256, "len_k": 256, "batch": 2, "heads": 2, "head_dim": head_dim}
+    choices = {"dtype": dtype, "device": "cuda", "num_samples": 4, "requires_grad": True}
+    problem = Problem(**(sizes | choices | VARIANTS[variant]))
     everything = variant.endswith("everything")
-    query = torch.zeros(2, 2, 256, head_dim, dtype=dtype)
-    key, value = (torch.zeros(2, problem.kv_heads, 256, head_dim, dtype=dtype) for _ in range(2))
+    query = torch.zeros(2, 2, problem.len_q, head_dim, dtype=dtype)
+    key, value = (torch.zeros(2, problem.kv_heads, problem.len_k, head_dim, dtype=dtype) for _ in range(2))
     mask = {
         "everything": torch.zeros(2, 1, 1, 256, dtype=dtype),
         "centered everything": torch.zeros(2, 1, 1, 256, dtype=dtype),

@@ -41,20 +41,20 @@ def share_of_keys(split, splits, begin, end, BLOCK: tl.constexpr):
 
 @triton.jit
 def combine_splits(
-    partial, partial_lse, output, lse, stride_ps, stride_pb, stride_ph, stride_pm, stride_ob, stride_oh, stride_om,
-    heads, len_q, splits, all_rows,
+    parts, parts_lse, output, lse, stride_ps, stride_pb, stride_ph, stride_pm, stride_ob, stride_oh, stride_om,
+    heads, tokens, splits, all_rows,
     VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """One program per row: softmaxes over parts of its keys, weighed by their sums, are one over them all."""
     row = tl.program_id(0).to(tl.int64)
-    batch, head, place = row // len_q // heads, row // len_q % heads, row % len_q
+    batch, head, place = row // tokens // heads, row // tokens % heads, row % tokens
     split = tl.arange(0, BLOCK_S)
     columns = tl.arange(0, BLOCK_V)
-    parts = tl.load(partial_lse + split.to(tl.int64) * all_rows + row, mask=split < splits, other=float("-inf"))
-    top = tl.max(parts, 0)
-    share = tl.exp(parts - tl.where(top == float("-inf"), 0.0, top))
+    lses = tl.load(parts_lse + split.to(tl.int64) * all_rows + row, mask=split < splits, other=float("-inf"))
+    top = tl.max(lses, 0)
+    share = tl.exp(lses - tl.where(top == float("-inf"), 0.0, top))
     total = tl.sum(share, 0)
-    rows = partial + batch * stride_pb + head * stride_ph + place * stride_pm + split.to(tl.int64)[:, None] * stride_ps
+    rows = parts + batch * stride_pb + head * stride_ph + place * stride_pm + split.to(tl.int64)[:, None] * stride_ps
     inside = (split < splits)[:, None] & (columns < VALUE_DIM)[None, :]
     values = tl.load(rows + columns[None, :], mask=inside, other=0.0)
     result = tl.sum(values * share[:, None], 0) / tl.where(total > 0, total, 1.0)

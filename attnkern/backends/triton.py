@@ -76,7 +76,10 @@ def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
         arguments,
     )
     if splits > 1:
-        _combine(parts, parts_lse, output, lse)
+        arguments |= {"parts": parts, "parts_lse": parts_lse, "output": output, "lse": lse}
+        arguments |= _strides(parts, "ps", "pb", "ph", "pm") | _strides(output, "ob", "oh", "om")
+        arguments["BLOCK_S"] = triton.next_power_of_2(splits)
+        _launch(softmax_kernels.combine_splits, lambda _: lse.numel(), problem, arguments)
     return output, lse
 
 
@@ -91,15 +94,6 @@ def key_splits(problem: Problem) -> int:
     keys = problem.len_k if UNLIMITED in (left, right) else min(problem.len_k, left + problem.len_q + right)
     idle = PROGRAMS_AT_ONCE // (problem.batch * problem.heads)
     return max(1, min(idle, keys // KEYS_OF_A_SPLIT, MOST_SPLITS))
-
-
-def _combine(parts: Tensor, parts_lse: Tensor, output: Tensor, lse: Tensor) -> None:
-    splits, batch, heads, len_q, width = parts.shape
-    with on_device_of(output):
-        softmax_kernels.combine_splits[(batch * heads * len_q,)](
-            parts, parts_lse, output, lse, *parts.stride()[:4], *output.stride()[:3], heads, len_q, splits,
-            lse.numel(), VALUE_DIM=width, BLOCK_V=padded(width), BLOCK_S=triton.next_power_of_2(splits),
-        )  # fmt: skip
 
 
 def mac(problem: Problem, inputs: Inputs) -> Tensor:
@@ -271,6 +265,7 @@ def _mask_gradient(problem: Problem, inputs: Inputs, arguments: dict) -> Tensor:
 
 def _launch(kernel, programs, problem: Problem, arguments: dict) -> None:
     """Runs one kernel over `programs(config)` programs; takes from the arguments those it names."""
+    device_of = arguments["query"]
     arguments = {key: arguments[key] for key in kernel.arg_names if key in arguments}
 
     def run(config: tuning.Config) -> None:
@@ -278,7 +273,7 @@ def _launch(kernel, programs, problem: Problem, arguments: dict) -> None:
         tiles = {key: size for key, size in tiles.items() if key in kernel.arg_names}
         kernel[(programs(config),)](**arguments, **tiles, num_warps=config.num_warps, num_stages=config.num_stages)
 
-    with on_device_of(arguments["query"]):
+    with on_device_of(device_of):
         run(_config(kernel, problem, run))
 
 

@@ -150,6 +150,7 @@ FEW_QUERIES: Table = {
         128: (Config(16, 64, 4, 3), Config(16, 128, 4, 2)),
         256: (Config(16, 32, 4, 2),),
     },
+    "combine_splits": {256: (Config(16, 64, 4, 1),)},
 }
 
 
