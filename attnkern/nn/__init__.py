@@ -10,8 +10,10 @@ from attnkern.nn.bert_heads import (
     BertForSequenceClassification,
     BertForTokenClassification,
 )
+from attnkern.nn.checkpoints import CheckpointError
 from attnkern.nn.kinds import Global, Hard, Local
 from attnkern.nn.multihead import MultiheadAttention, hard_attentions
+from attnkern.nn.wordpiece import WordPiece
 
 __all__ = [
     "AoAReader",
@@ -21,10 +23,12 @@ __all__ = [
     "BertForQuestionAnswering",
     "BertForSequenceClassification",
     "BertForTokenClassification",
+    "CheckpointError",
     "Global",
     "Hard",
     "Local",
     "MultiheadAttention",
     "WindowAnnealing",
+    "WordPiece",
     "hard_attentions",
 ]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attnkern.nn.bert_config import ACTIVATIONS, BertConfig
+from attnkern.nn.checkpoints import Checkpointed
 from attnkern.nn.kinds import Global, Hard, Kind, predicts_center
 from attnkern.nn.multihead import MultiheadAttention
 from attnkern.packing import places
@@ -18,7 +19,7 @@ class BertOutput(NamedTuple):
     pooler_output: Tensor | None
 
 
-class Bert(nn.Module):
+class Bert(Checkpointed):
     """The encoder: token ids to a vector for each token and one for the sentence.
 
     Args:
