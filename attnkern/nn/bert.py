@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from attnkern.nn.bert_config import ACTIVATIONS, BertConfig
 from attnkern.nn.checkpoints import Checkpointed
-from attnkern.nn.kinds import Global, Hard, Kind, predicts_center
-from attnkern.nn.multihead import MultiheadAttention
+from attnkern.nn.kinds import Hard, Kind, predicts_center
+from attnkern.nn.multihead import GLOBAL, MultiheadAttention
 from attnkern.packing import places
 
 
@@ -31,7 +31,7 @@ class Bert(Checkpointed):
     """
 
     def __init__(
-        self, config: BertConfig, *, attention: Kind = Global(), pooler: bool = True, backend: str | None = None
+        self, config: BertConfig, *, attention: Kind = GLOBAL, pooler: bool = True, backend: str | None = None
     ):
         super().__init__()
         self.config, width = config, config.hidden_size

@@ -43,7 +43,7 @@ GOOGLES = {
 
 
 def neutral(name: str) -> list[str]:
-    """Of a tensor of ours; three names where query, key and value are one tensor here. Unknown ones stay as they are."""
+    """Of a tensor of ours; three names where query, key and value are one tensor here. Others stay as they are."""
     name = name.removeprefix("bert.")
     if name == "word_bias":
         return ["cls.predictions.bias"]

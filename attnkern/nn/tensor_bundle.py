@@ -1,7 +1,7 @@
 """TensorFlow's checkpoint format, the "tensor bundle", without TensorFlow.
 
-`PREFIX.index` is a LevelDB table: blocks of sorted keys, each with the length that it shares with the one before, then a
-footer. Key "" holds the number of shards; a tensor's name holds its dtype, shape, shard, place and checksum, as a
+`PREFIX.index` is a LevelDB table: blocks of sorted keys, each with the length that it shares with the one before, then
+a footer. Key "" holds the number of shards; a tensor's name holds its dtype, shape, shard, place and checksum, as a
 protocol buffer. `PREFIX.data-00000-of-00001` is the tensors' bytes.
 """
 
