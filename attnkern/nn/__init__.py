@@ -10,9 +10,11 @@ from attnkern.nn.bert_heads import (
     BertForSequenceClassification,
     BertForTokenClassification,
 )
+from attnkern.nn.checkpoints import CheckpointError
 from attnkern.nn.kinds import Global, Hard, Local
 from attnkern.nn.luong import LuongAttention, LuongDecoder, LuongSeq2Seq
 from attnkern.nn.multihead import MultiheadAttention, hard_attentions
+from attnkern.nn.wordpiece import WordPiece
 
 __all__ = [
     "AoAReader",
@@ -22,6 +24,7 @@ __all__ = [
     "BertForQuestionAnswering",
     "BertForSequenceClassification",
     "BertForTokenClassification",
+    "CheckpointError",
     "Global",
     "Hard",
     "Local",
@@ -30,5 +33,6 @@ __all__ = [
     "LuongSeq2Seq",
     "MultiheadAttention",
     "WindowAnnealing",
+    "WordPiece",
     "hard_attentions",
 ]
