@@ -5,20 +5,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attnkern import checks, philox, reference
+from attnkern import checks, reference
+from attnkern.arguments import UNPACKED, PackingArguments, autocast, checked, seed_tensor
 from attnkern.backends.choose import choose
 from attnkern.ops import aoa, mac
 from attnkern.ops.centered import centered_attention
-from attnkern.ops.library import ScoreOptions, describe
+from attnkern.ops.library import describe
 from attnkern.ops.sample import sample_attention
 from attnkern.ops.softmax import softmax_attention
 from attnkern.ops.weights import attention_weights
-from attnkern.packing import Layout, opened, places
 from attnkern.problem import Inputs
 from attnkern.results import Aux, AuxRequest, HardAttention
 
 Offset = int | Literal["end"] | Tensor
-UNPACKED = (None, None, None, None)  # cu_seq_q, cu_seq_k, max_q, max_k
 
 
 def global_attention(
@@ -78,7 +77,8 @@ def global_attention(
     """
     return _softmax_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
-        query_offset=query_offset, softcap=softcap, packing=(cu_seq_q, cu_seq_k, max_q, max_k), seed=seed,
+        query_offset=query_offset, softcap=softcap, seed=seed,
+        packing=PackingArguments(cu_seq_q, cu_seq_k, max_q, max_k),
         return_aux=return_aux, backend=backend,
     )  # fmt: skip
 
@@ -126,7 +126,8 @@ def local_attention(
         raise TypeError("window must be a pair (left, right), got None")
     return _softmax_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
-        query_offset=query_offset, softcap=softcap, packing=(cu_seq_q, cu_seq_k, max_q, max_k), seed=seed,
+        query_offset=query_offset, softcap=softcap, seed=seed,
+        packing=PackingArguments(cu_seq_q, cu_seq_k, max_q, max_k),
         return_aux=return_aux, backend=backend, window=window, center=center, sigma=sigma, renormalize=renormalize,
     )  # fmt: skip
 
@@ -170,33 +171,30 @@ def hard_attention(
     Returns:
         HardAttention: output, index, score, lse, entropy, and the property `log_prob`.
     """
-    tensors, options, layout = _checked(
+    call = checked(
         query, key, value, attn_mask, is_causal, scale, enable_gqa, query_offset, softcap, window,
-        (cu_seq_q, cu_seq_k, max_q, max_k),
+        PackingArguments(cu_seq_q, cu_seq_k, max_q, max_k),
     )  # fmt: skip
-    device = tensors[0].device
     checks.check_samples(num_samples)
-    if layout.nested is not None and num_samples is not None:
+    if call.layout.nested is not None and num_samples is not None:
         raise ValueError(f"num_samples must be None for nested tensors, got {num_samples}")
-    checks.check_seed(seed, device)
     draws = 1 if deterministic or num_samples is None else num_samples
-    seed = None if deterministic else _seed_tensor(seed, device)
+    checks.check_seed(seed, call.query.device)
+    seed = None if deterministic else seed_tensor(seed, call.query.device)
 
     if backend == "reference":
         result = reference.widened(
-            reference.hard_attention, **_reference_options(tensors, options, layout), num_samples=draws,
-            deterministic=deterministic, straight_through=straight_through, seed=seed,
+            reference.hard_attention, **call.reference(), num_samples=draws, deterministic=deterministic,
+            straight_through=straight_through, seed=seed,
         )  # fmt: skip
     else:
-        result = sample_attention(
-            *tensors, seed, *_cu_seqs(layout), *options, draws, deterministic, straight_through, backend
-        )
+        result = sample_attention(*call.tensors(seed), *call.options, draws, deterministic, straight_through, backend)
     output, index, score, lse, entropy = result
     if num_samples is None:
         output, index, score = output[0], index[0], score[0]
     elif draws != num_samples:
         output, index, score = (t.expand(num_samples, *t.shape[1:]) for t in (output, index, score))
-    return HardAttention(layout.output(output), *map(layout.rows, (index, score, lse, entropy)))
+    return HardAttention(call.layout.output(output), *map(call.layout.rows, (index, score, lse, entropy)))
 
 
 def attention_over_attention(
@@ -228,7 +226,7 @@ def attention_over_attention(
         ValueError, TypeError: an argument is wrong, or a length is 0; raised before any work.
         UnsupportedProblem: the named backend cannot run this.
     """
-    document, question = _autocast(document, question)
+    document, question = autocast(document, question)
     checks.check_pair(document, question)
     checks.check_words("document_mask", document_mask, document)
     checks.check_words("question_mask", question_mask, question)
@@ -283,132 +281,50 @@ def mac_attention(
     if activation == "softmax":
         return _softmax_attention(
             query, key, value, attn_mask, 0.0, is_causal, scale, enable_gqa, query_offset=query_offset,
-            softcap=softcap, packing=UNPACKED, seed=None, return_aux=None, backend=backend, window=window,
+            softcap=softcap, seed=None, backend=backend, window=window,
         )  # fmt: skip
-    tensors, options, layout = _checked(
-        query, key, value, attn_mask, is_causal, scale, enable_gqa, query_offset, softcap, window
-    )
+    call = checked(query, key, value, attn_mask, is_causal, scale, enable_gqa, query_offset, softcap, window)
     if backend == "reference":
-        output = reference.widened(
-            reference.mac_attention, **_reference_options(tensors, options, layout), activation=activation
-        )
-    else:
-        output = mac.mac_attention(*tensors, None, *_cu_seqs(layout), *options, activation, backend)
-    return layout.output(output)
+        return reference.widened(reference.mac_attention, **call.reference(), activation=activation)
+    return mac.mac_attention(*call.tensors(None), *call.options, activation, backend)
 
 
 def _softmax_attention(
-    query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, *,
-    query_offset, softcap, packing, seed, return_aux, backend, window=None, center=None, sigma=None, renormalize=False,
+    query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, *, query_offset, softcap, seed, backend,
+    packing=UNPACKED, return_aux=None, window=None, center=None, sigma=None, renormalize=False,
 ):  # fmt: skip
-    tensors, options, layout = _checked(
+    call = checked(
         query, key, value, attn_mask, is_causal, scale, enable_gqa, query_offset, softcap, window, packing, dropout_p
     )
-    query, key, _, attn_mask, offsets = tensors
-    checks.check_seed(seed, query.device)
-    checks.check_gaussian(center, sigma, renormalize, query)
+    checks.check_gaussian(center, sigma, renormalize, call.query)
     aux = checks.check_aux(return_aux)
-    seed = _seed_tensor(seed, query.device) if dropout_p else None
+    checks.check_seed(seed, call.query.device)
+    tensors = call.tensors(seed_tensor(seed, call.query.device) if dropout_p else None)
 
     centered = center is not None or sigma is not None
     if backend is None and centered and aux.weights is not None:
         backend = "reference"  # the only one that writes weights around learned centres
-    cu_seqs = _cu_seqs(layout)
     if backend == "reference":
         output, lse, weights = reference.widened(
-            reference.softmax_attention, **_reference_options(tensors, options, layout), center=center, sigma=sigma,
-            renormalize=renormalize, dropout_p=dropout_p, seed=seed,
+            reference.softmax_attention, **call.reference(), center=center, sigma=sigma, renormalize=renormalize,
+            dropout_p=dropout_p, seed=tensors[5],
         )  # fmt: skip
         if aux.weights == "mean":
             weights = weights.mean(1)
     elif centered:
         if aux.weights is not None:
-            inputs = Inputs(*tensors, None, *cu_seqs)
-            choose(describe(inputs, *options, center=True, sigma=sigma is not None, weights=aux.weights), backend)
-        center, sigma = _gaussian(query, center, sigma, options.query_offset if offsets is None else offsets, layout)
-        output, lse = centered_attention(
-            *tensors, seed, *cu_seqs, center, sigma, *options, renormalize, dropout_p, backend
-        )
+            choices = {"center": True, "sigma": sigma is not None, "weights": aux.weights}
+            choose(describe(Inputs(*tensors), *call.options, **choices), backend)
+        center, sigma = call.gaussian(center, sigma)
+        output, lse = centered_attention(*tensors, center, sigma, *call.options, renormalize, dropout_p, backend)
     else:
-        output, lse = softmax_attention(*tensors, seed, *cu_seqs, *options, dropout_p, backend)
+        output, lse = softmax_attention(*tensors, *call.options, dropout_p, backend)
         if aux.weights is not None:
+            query, key, _, *others = tensors
             weights = attention_weights(
-                query, key, lse.detach(), attn_mask, offsets, seed, *cu_seqs, *options, dropout_p,
-                aux.weights == "mean", backend,
-            )  # fmt: skip
-    output = layout.output(output)
+                query, key, lse.detach(), *others, *call.options, dropout_p, aux.weights == "mean", backend
+            )
+    output = call.layout.output(output)
     if return_aux is None:
         return output
-    return output, Aux(layout.rows(lse) if aux.lse else None, weights if aux.weights is not None else None)
-
-
-def _checked(
-    query, key, value, attn_mask, is_causal, scale, enable_gqa, query_offset, softcap, window, packing=UNPACKED,
-    dropout_p=0.0,
-):  # fmt: skip
-    """What all operations share: their tensors and options as the core has them, and the caller's layout."""
-    query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
-    checks.check_tensors(query, key, value, enable_gqa, packed=packing[0] is not None)
-    packing = checks.check_packing(query, key, *packing)
-    query, key, value, layout = opened(query, key, value, packing)
-    attn_mask = checks.check_mask(attn_mask, query, key, layout.packing)
-    query_offset, offsets = checks.check_offset(query_offset, query, key, layout.packing)
-    scale = checks.check_scalars(scale, softcap, dropout_p, query)
-    longest = (query.shape[2], key.shape[2]) if layout.packing is None else layout.packing[2:]
-    options = ScoreOptions(scale, softcap, is_causal, *checks.check_window(window), query_offset, *longest)
-    return (query, key, value, attn_mask, offsets), options, layout
-
-
-def _cu_seqs(layout: Layout) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if layout.packing is None else layout.packing[:2]
-
-
-def _reference_options(tensors: tuple, options: ScoreOptions, layout: Layout) -> dict:
-    query, key, value, attn_mask, offsets = tensors
-    return {
-        "query": query,
-        "key": key,
-        "value": value,
-        "attn_mask": attn_mask,
-        "scale": options.scale,
-        "softcap": options.softcap,
-        "is_causal": options.causal,
-        "window": (options.left, options.right),
-        "query_offset": options.query_offset if offsets is None else offsets,
-        "packing": layout.packing,
-    }
-
-
-def _gaussian(
-    query: Tensor, center: Tensor | None, sigma: float | Tensor | None, query_offset: int | Tensor, layout: Layout
-) -> tuple[Tensor, Tensor | None]:
-    """A centre and a sigma for every query `(B, H, Lq)`, in the dtype of the sums."""
-    dtype, rows = torch.promote_types(query.dtype, torch.float32), query.shape[:3]
-    if center is None and layout.packing is not None:
-        sequence, position = places(layout.packing.cu_seq_q, query.shape[2])
-        center = position + (query_offset[sequence] if isinstance(query_offset, Tensor) else query_offset)
-    elif center is None:
-        center = reference.positions(query.shape[2], query_offset, query.device)
-    if sigma is not None and not isinstance(sigma, Tensor):
-        sigma = torch.full((), sigma, dtype=dtype, device=query.device)
-    return center.to(dtype).expand(rows), None if sigma is None else sigma.to(dtype).expand(rows)
-
-
-def _autocast(*tensors):
-    """Under autocast, products run in its dtype, as torch's own attention does."""
-    first = tensors[0]
-    if not isinstance(first, Tensor) or first.is_meta or not torch.is_autocast_enabled(first.device.type):
-        return tensors
-    dtype = torch.get_autocast_dtype(first.device.type)
-    return tuple(
-        t.to(dtype) if isinstance(t, Tensor) and t.dtype.is_floating_point and t.dtype != torch.float64 else t
-        for t in tensors
-    )
-
-
-def _seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
-    if seed is None:
-        return philox.draw_seed(device)
-    if isinstance(seed, Tensor):
-        return seed
-    return torch.full((), seed, dtype=torch.int64, device=device)
+    return output, Aux(call.layout.rows(lse) if aux.lse else None, weights if aux.weights is not None else None)

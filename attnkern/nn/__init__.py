@@ -12,6 +12,7 @@ from attnkern.nn.bert_heads import (
 )
 from attnkern.nn.checkpoints import CheckpointError
 from attnkern.nn.kinds import Global, Hard, Local
+from attnkern.nn.luong import LuongAttention, LuongDecoder, LuongSeq2Seq
 from attnkern.nn.multihead import MultiheadAttention, hard_attentions
 from attnkern.nn.wordpiece import WordPiece
 
@@ -27,6 +28,9 @@ __all__ = [
     "Global",
     "Hard",
     "Local",
+    "LuongAttention",
+    "LuongDecoder",
+    "LuongSeq2Seq",
     "MultiheadAttention",
     "WindowAnnealing",
     "WordPiece",
