@@ -129,7 +129,7 @@ class WordPiece:
 
         Args:
             texts: strings, or lists of words.
-            pairs: the second texts, as many.
+            pairs: the second texts, as many; None where there is none.
             max_length: fewer tokens than the model takes.
             truncate: False refuses what is too long. Else it is cut, a pair where it is longer, with a warning.
 
@@ -143,7 +143,8 @@ class WordPiece:
             raise TypeError("texts must be a list of them, got one str")
         if pairs is not None and len(pairs) != len(texts):
             raise ValueError(f"pairs must be as many as texts, {len(texts)}, got {len(pairs)}")
-        inputs = list(texts) if pairs is None else list(zip(texts, pairs))
+        pairs = [None] * len(texts) if pairs is None else pairs
+        inputs = [text if pair is None else (text, pair) for text, pair in zip(texts, pairs)]
         of_words = len(texts) > 0 and not isinstance(texts[0], str)
         encodings = self.tokenizer.encode_batch(inputs, is_pretokenized=of_words)
         long = [number for number, encoding in enumerate(encodings) if len(encoding) > max_length]
