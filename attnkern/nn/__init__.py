@@ -10,9 +10,12 @@ from attnkern.nn.bert_heads import (
     BertForSequenceClassification,
     BertForTokenClassification,
 )
+from attnkern.nn.decoding import beam_search, greedy
 from attnkern.nn.kinds import Global, Hard, Local
 from attnkern.nn.luong import LuongAttention, LuongDecoder, LuongSeq2Seq
 from attnkern.nn.multihead import MultiheadAttention, hard_attentions
+from attnkern.nn.position import LearnedPosition, RelativePositionBias, SinusoidalPosition
+from attnkern.nn.transformer import Transformer, warm_up
 
 __all__ = [
     "AoAReader",
@@ -24,11 +27,18 @@ __all__ = [
     "BertForTokenClassification",
     "Global",
     "Hard",
+    "LearnedPosition",
     "Local",
     "LuongAttention",
     "LuongDecoder",
     "LuongSeq2Seq",
     "MultiheadAttention",
+    "RelativePositionBias",
+    "SinusoidalPosition",
+    "Transformer",
     "WindowAnnealing",
+    "beam_search",
+    "greedy",
     "hard_attentions",
+    "warm_up",
 ]
