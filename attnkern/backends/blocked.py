@@ -215,10 +215,10 @@ class _RowTerms:
 
     def _add_to_gaussian(self, tile: Tile, part: Tensor) -> None:
         distance = tile.distance_in_sigmas
-        distance = torch.where(distance.abs() < FARTHEST_SIGMAS, distance, 0.0)  # beyond, nothing moves it
-        part = part * distance
-        self.grad_center = self.grad_center + part.sum(-1, keepdim=True)
-        self.grad_sigma = self.grad_sigma + (part * distance).sum(-1, keepdim=True)
+        if distance.abs().amax() >= FARTHEST_SIGMAS:  # from there on, nothing moves it
+            distance = torch.where(distance.abs() < FARTHEST_SIGMAS, distance, 0.0)
+        self.grad_center = self.grad_center + torch.linalg.vecdot(part, distance).unsqueeze(-1)
+        self.grad_sigma = self.grad_sigma + torch.linalg.vecdot(part, distance.square()).unsqueeze(-1)
 
     def _weight_gradient(self, tile: Tile) -> tuple[Tensor | None, Tensor | None]:
         """`g`, the gradient to the softmax's weights, and what multiplies them; None if absent."""
