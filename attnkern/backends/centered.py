@@ -18,6 +18,7 @@ from attnkern.problem import UNLIMITED, Inputs, Problem
 
 FARTHEST = 2**30  # positions beyond lie there
 FEWEST_ROWS = 32  # of a run
+ALIKE = 16  # keys: runs whose widths differ by less may share a block
 
 
 class Order(NamedTuple):
@@ -57,22 +58,25 @@ class CenteredBlock(Block):
         if UNLIMITED not in (left, right):
             gaps = gaps | (anchors.diff(dim=-1) > left + right + 1).any()
         self._has_gaps = problem.causal or bool(gaps)
-        self._bands = {}
+        self._bands, self._numbers_found = {}, {}
 
     def take_rows(self, tensor: Tensor) -> Tensor:
-        return _take(tensor, self._batch_index, self._head_index, self._row_index).to(self.problem.compute_dtype)
+        index = self._batch_index, self._head_index, self._row_index
+        return self._take(tensor, index, None).to(self.problem.compute_dtype)
 
     def put_rows(self, tensor: Tensor, rows: Tensor) -> None:
-        part = rows.view(*self._row_index.shape, *tensor.shape[3:]).to(tensor.dtype)
-        tensor[self._batch_index, self._head_index, self._row_index] = part
+        index, part = (self._batch_index, self._head_index, self._row_index), rows.to(tensor.dtype)
+        if (rows := _memory_rows(tensor)) is None:
+            tensor[index] = part.view(*self._row_index.shape, *tensor.shape[3:])
+        else:
+            rows.index_copy_(0, self._row_numbers(tensor, index, None), part.view(-1, *tensor.shape[3:]))
 
     def take_keys(self, tensor: Tensor, keys: tuple[int, int]) -> Tensor:
-        return _take(tensor, *self._places(keys)).to(self.problem.compute_dtype)
+        return self._take(tensor, self._places(keys), keys).to(self.problem.compute_dtype)
 
     def add_keys(self, tensor: Tensor, keys: tuple[int, int], part: Tensor) -> None:
-        batch, head, key = self._places(keys)
-        flat = ((batch * self.problem.kv_heads + head) * self.problem.len_k + key).flatten()
-        tensor.view(-1, tensor.shape[-1]).index_add_(0, flat, part.flatten(0, 1))
+        rows = tensor.view(-1, tensor.shape[-1])
+        rows.index_add_(0, self._row_numbers(tensor, self._places(keys), keys), part.flatten(0, 1))
 
     def as_heads(self, scores: Tensor) -> Tensor:
         """`(n, rows, keys)` viewed as `(batch, heads, runs, rows, keys)`."""
@@ -155,6 +159,22 @@ class CenteredBlock(Block):
         places = batch, head, self._row_index.unsqueeze(-1), self._places(keys)[2].unsqueeze(-2)
         return tuple(place if size != 1 else place.new_zeros(1) for place, size in zip(places, tensor.shape))
 
+    def _take(self, tensor: Tensor, index: tuple[Tensor, ...], keys: tuple[int, int] | None) -> Tensor:
+        """`tensor[index]` of `(B, H, L, ...)`, as `(n, rows, ...)`; faster where whole rows of memory are taken."""
+        if (rows := _memory_rows(tensor)) is None:
+            return tensor[index].flatten(0, 2)
+        taken = rows.index_select(0, self._row_numbers(tensor, index, keys))
+        return taken.view(-1, index[2].shape[-1], *tensor.shape[3:])
+
+    def _row_numbers(self, tensor: Tensor, index: tuple[Tensor, ...], keys: tuple[int, int] | None) -> Tensor:
+        """Which of `_memory_rows` are those of `index`, the places of `keys` or else the queries."""
+        width = tensor.shape[3:].numel()
+        strides = [stride // width for stride in tensor.stride()[:3]]
+        if (keys, *strides) not in self._numbers_found:
+            batch, head, place = (part * stride for part, stride in zip(index, strides))
+            self._numbers_found[keys, *strides] = (batch + head + place).flatten()
+        return self._numbers_found[keys, *strides]
+
 
 def blocks(problem: Problem, inputs: Inputs) -> Iterator[CenteredBlock]:
     """Every block of the problem, sized so that a tile of scores fits the cache."""
@@ -184,24 +204,23 @@ def blocks(problem: Problem, inputs: Inputs) -> Iterator[CenteredBlock]:
 
 
 def _order(center: Tensor, size: int) -> Order:
-    """Whole runs of `size` queries come first, those of neighbouring centres before others: a block's are as wide."""
+    """Whole runs of `size` queries come first, the narrower ones before the wider: those of a block see as many keys."""
     anchors = center.floor().nan_to_num(FARTHEST).clamp(-FARTHEST, FARTHEST).long()
     anchors, rows = anchors.sort(dim=-1, stable=True)
     whole = center.shape[-1] // size * size
     runs = anchors[..., :whole].unflatten(-1, (-1, size))
-    by_width = (runs[..., -1:] - runs[..., :1]).argsort(dim=-2, stable=True)
+    width = (runs[..., -1:] - runs[..., :1]) // ALIKE  # neighbours that are about as wide stay together
+    by_width = width.argsort(dim=-2, stable=True)
     for tensor in (rows, anchors):
         part = tensor[..., :whole].unflatten(-1, (-1, size))
         part.copy_(part.take_along_dim(by_width, -2))
     return Order(rows, anchors)
 
 
-def _take(tensor: Tensor, *index: Tensor) -> Tensor:
-    """`tensor[index]` of `(B, H, L, ...)`, as `(n, rows, ...)`; whole rows of memory where they are whole: faster."""
+def _memory_rows(tensor: Tensor) -> Tensor | None:
+    """The memory of `(B, H, L, ...)` as rows `(N, ...)`; None if rows do not lie whole in it."""
     shape, strides, width = tensor.shape[3:], tensor.stride()[:3], tensor.shape[3:].numel()
-    if not width or not tensor[0, 0, 0].is_contiguous() or any(stride % width for stride in strides):
-        return tensor[index].flatten(0, 2)
+    if not width or any(stride % width for stride in strides) or not tensor[0, 0, 0].is_contiguous():
+        return None
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, strides)) // width
-    rows = tensor.as_strided((last + 1, width), (width, 1))
-    places = sum(place * (stride // width) for place, stride in zip(index, strides))
-    return rows.index_select(0, places.flatten()).view(-1, places.shape[-1], *shape)
+    return tensor.as_strided((last + 1, *shape), (width, 1)[: 1 + len(shape)])
