@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnkern import philox
 from attnkern.backends import banded, centered, sdpa, sequences, sparse, unnormalised
-from attnkern.backends.tiles import NEG_INF, Block, Tile, blocks, exp_
+from attnkern.backends.tiles import NEG_INF, Block, Tile, blocks, exp_, one_offset, one_query
 from attnkern.problem import Gradients, Inputs, Problem, new_output
 from attnkern.reference import FARTHEST_SIGMAS
 
@@ -33,6 +33,7 @@ def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Output `(B, H, Lq, Ev)` and lse `(B, H, Lq)`."""
     if problem.packed:
         return sequences.softmax(softmax, problem, inputs)
+    problem, inputs = one_query(*one_offset(problem, inputs))
     if sdpa.can_run(problem, inputs):
         output, lse = sdpa.forward(problem, inputs)
         if sdpa.is_sound(lse):
@@ -58,6 +59,7 @@ def weights(problem: Problem, inputs: Inputs, lse: Tensor) -> Tensor:
     """Attention weights after dropout: `(B, H, Lq, Lk)`, or their mean over heads `(B, Lq, Lk)`."""
     if problem.packed:
         return sequences.weights(weights, problem, inputs, lse)
+    problem, inputs = one_offset(problem, inputs)
     mean = problem.weights == "mean"
     shape = (problem.batch, 1 if mean else problem.heads, problem.len_q, problem.len_k)
     result = inputs.query.new_zeros(shape, dtype=problem.compute_dtype if mean else problem.dtype)
@@ -138,6 +140,7 @@ def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Te
     """One pass over the keys: output, index, score (each `(S, B, H, Lq, ...)`), lse, entropy."""
     if problem.packed:
         return sequences.sample(sample, problem, inputs)
+    problem, inputs = one_offset(problem, inputs)
     shape = inputs.query.shape[:-1]
     draws = problem.num_samples
     kwargs = {"dtype": problem.compute_dtype, "device": inputs.query.device}

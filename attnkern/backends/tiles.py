@@ -5,6 +5,7 @@ Only tiles that the prior admits are visited, so the cost follows the window.
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -253,6 +254,26 @@ def key_tiles(begin: int, end: int, align: int = 1) -> range:
     begin = begin // align * align
     tiles = max(1, -(-(end - begin) // KEYS))
     return range(begin, end, max(1, -(-(end - begin) // (tiles * align))) * align)
+
+
+def one_offset(problem: Problem, inputs: Inputs) -> tuple[Problem, Inputs]:
+    """The same call with an int for offsets that are all alike, as in a step of decoding: its batch stays together."""
+    if inputs.offsets is None or len(found := set(inputs.offsets.tolist())) != 1:
+        return problem, inputs
+    return replace(problem, query_offset=found.pop()), inputs._replace(offsets=None)
+
+
+def one_query(problem: Problem, inputs: Inputs) -> tuple[Problem, Inputs]:
+    """The same call with no keys but those that a single query has in sight, and no window."""
+    begin, end = problem.key_range(0, 1) if problem.query_offset is not None else (0, 0)
+    if problem.len_q != 1 or problem.center or problem.dropout_p or begin == end:
+        return problem, inputs
+    key, value, mask = (
+        t if t is None or t.shape[-dim] == 1 else t.narrow(-dim, begin, end - begin)
+        for t, dim in ((inputs.key, 2), (inputs.value, 2), (inputs.attn_mask, 1))
+    )
+    cut = replace(problem, len_k=end - begin, causal=False, window=(UNLIMITED, UNLIMITED), query_offset=0)
+    return cut, inputs._replace(key=key, value=value, attn_mask=mask)
 
 
 def blocks(problem: Problem, inputs: Inputs) -> Iterator[Block]:
