@@ -11,9 +11,12 @@ from attnkern.nn.bert_heads import (
     BertForTokenClassification,
 )
 from attnkern.nn.checkpoints import CheckpointError
+from attnkern.nn.decoding import beam_search, greedy
 from attnkern.nn.kinds import Global, Hard, Local
 from attnkern.nn.luong import LuongAttention, LuongDecoder, LuongSeq2Seq
 from attnkern.nn.multihead import MultiheadAttention, hard_attentions
+from attnkern.nn.position import LearnedPosition, RelativePositionBias, SinusoidalPosition
+from attnkern.nn.transformer import Transformer, warm_up
 from attnkern.nn.wordpiece import WordPiece
 
 __all__ = [
@@ -27,12 +30,19 @@ __all__ = [
     "CheckpointError",
     "Global",
     "Hard",
+    "LearnedPosition",
     "Local",
     "LuongAttention",
     "LuongDecoder",
     "LuongSeq2Seq",
     "MultiheadAttention",
+    "RelativePositionBias",
+    "SinusoidalPosition",
+    "Transformer",
     "WindowAnnealing",
     "WordPiece",
+    "beam_search",
+    "greedy",
     "hard_attentions",
+    "warm_up",
 ]
