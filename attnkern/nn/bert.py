@@ -190,7 +190,7 @@ def initialise(model: nn.Module, config: BertConfig) -> None:
     """Weights from a normal distribution cut at two deviations, as Google's; biases 0."""
     deviation = config.initializer_range
     for name, parameter in model.named_parameters():
-        if parameter.dim() > 1:
+        if parameter.dim() > 1 and ".center." not in name:
             nn.init.trunc_normal_(parameter, std=deviation, a=-2 * deviation, b=2 * deviation)
         elif name.endswith("bias"):
             parameter.zero_()

@@ -48,8 +48,15 @@ class Checkpointed(nn.Module):
         source = _open(Path(path))
         names = {field.name for field in fields(BertConfig)}
         overrides = {name: options.pop(name) for name in names & options.keys()}
-        model = cls(BertConfig.from_json(source.config, **overrides), **options)
-        model.load_state_dict(_fitting(model, source, fresh_head), strict=False)
+        config = BertConfig.from_json(source.config, **overrides)
+        with torch.device("meta"):  # random numbers that nobody needs would take longer than all else
+            model = cls(config, **options)
+        state = _fitting(model, source, fresh_head)
+        if {name for name, _ in (*model.named_parameters(), *model.named_buffers())} <= state.keys():
+            model.load_state_dict(state, assign=True)
+        else:
+            model = cls(config, **options)
+            model.load_state_dict(state, strict=False)
         return model.eval()
 
     def save_folder(self, path: str | Path, format: Literal["huggingface", "tensorflow"] = "huggingface") -> None:
@@ -159,7 +166,7 @@ def _fitting(model: Checkpointed, source: HuggingFaceFolder | GoogleFolder, fres
             if part.shape != expected or not part.is_floating_point():
                 misshaped.append(f"{source.spell(name)}: {part.dtype} {tuple(part.shape)}, not floats {expected}")
         if not absent and not misshaped:
-            state[ours] = torch.cat(parts)
+            state[ours] = torch.cat(parts).float()
 
     skipped = (*TIED, *HEADS, "embeddings.position_ids")
     extra = [own for name, own in source.names.items() if name not in used and not name.startswith(skipped)]
