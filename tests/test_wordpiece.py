@@ -71,6 +71,12 @@ def test_words():
     assert encoding.word_ids == [None, 0, 1, 1, 1, 2, 2, None]
 
 
+def test_learned_vocabulary():
+    wordpiece = WordPiece.train(["hello hello helmet", "我爱 Hello"] * 9, size=40, max_length=9)
+    assert wordpiece.tokenizer.get_vocab_size() <= 40 and wordpiece.padding == 0
+    assert wordpiece.encode(["HELLO 爱q"])[0].tokens == ["[CLS]", "hello", "爱", "[UNK]", "[SEP]"]
+
+
 def test_too_long():
     wordpiece = WordPiece(LOWER, max_length=8)
     with pytest.warns(UserWarning, match="1 of 2 texts are cut to 8 tokens"):

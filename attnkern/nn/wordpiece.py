@@ -3,7 +3,7 @@
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from attnkern.atomic import written
 from attnkern.nn.bert_config import BertConfig
 
-SPECIAL = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class WordPiece:
@@ -50,6 +50,22 @@ class WordPiece:
         tokenizer.decoder = library.decoders.WordPiece()
         tokenizer.add_special_tokens(list(SPECIAL))
         self._take(tokenizer, max_length)
+
+    @classmethod
+    def train(
+        cls, texts: Iterable[str], size: int = 8000, lower_case: bool = True, max_length: int = 512
+    ) -> "WordPiece":
+        """A vocabulary of at most `size` tokens learned from texts, for a model that starts from nothing.
+
+        Save it: the library breaks ties by chance, and the next one may differ.
+        """
+        letters = cls(SPECIAL, lower_case, max_length).tokenizer
+        trainer = _tokenizers().trainers.WordPieceTrainer(
+            vocab_size=size, special_tokens=list(SPECIAL), show_progress=False
+        )
+        letters.train_from_iterator(texts, trainer)
+        ids = letters.get_vocab()
+        return cls(sorted(ids, key=ids.get), lower_case, max_length)
 
     def _take(self, tokenizer, max_length: int) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
