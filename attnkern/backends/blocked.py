@@ -34,7 +34,7 @@ def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     if problem.packed:
         return sequences.softmax(softmax, problem, inputs)
     if not any(tensor.requires_grad for tensor in inputs[:3]):  # a backward recomputes the weights its own way
-        problem, inputs = simpler.in_sight(problem, inputs)
+        problem, inputs = simpler.in_sight(*simpler.one_offset(problem, inputs))
         if (stacked := simpler.heads_as_rows(problem, inputs)) is not None and sdpa.can_run(*stacked):
             return simpler.rows_as_heads(problem, inputs, *softmax(*stacked))
     if sdpa.can_run(problem, inputs):
@@ -64,6 +64,7 @@ def weights(problem: Problem, inputs: Inputs, lse: Tensor) -> Tensor:
     """Attention weights after dropout: `(B, H, Lq, Lk)`, or their mean over heads `(B, Lq, Lk)`."""
     if problem.packed:
         return sequences.weights(weights, problem, inputs, lse)
+    problem, inputs = simpler.one_offset(problem, inputs)
     mean = problem.weights == "mean"
     shape = (problem.batch, 1 if mean else problem.heads, problem.len_q, problem.len_k)
     result = inputs.query.new_zeros(shape, dtype=problem.compute_dtype if mean else problem.dtype)
@@ -148,6 +149,7 @@ def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Te
     """One pass over the keys: output, index, score (each `(S, B, H, Lq, ...)`), lse, entropy."""
     if problem.packed:
         return sequences.sample(sample, problem, inputs)
+    problem, inputs = simpler.one_offset(problem, inputs)
     shape = inputs.query.shape[:-1]
     draws = problem.num_samples
     kwargs = {"dtype": problem.compute_dtype, "device": inputs.query.device}

@@ -9,29 +9,30 @@ from attnkern.problem import UNLIMITED, Inputs, Problem, new_output
 EVERYWHERE = {"window": (UNLIMITED, UNLIMITED), "causal": False, "query_offset": 0}
 
 
+def one_offset(problem: Problem, inputs: Inputs) -> tuple[Problem, Inputs]:
+    """With an int for offsets that are all alike, as in a step of decoding: so the batch stays together."""
+    if inputs.offsets is None or problem.center or len(found := set(inputs.offsets.tolist())) != 1:
+        return problem, inputs
+    return replace(problem, query_offset=found.pop()), inputs._replace(offsets=None)
+
+
 def in_sight(problem: Problem, inputs: Inputs) -> tuple[Problem, Inputs]:
     """Without the keys that no query can see, nor a window that hides none of the others.
 
     So the last query of a cache looks at what is written, all of it, however much the cache can hold.
     """
-    left, right = problem.band
-    if left == right == UNLIMITED or problem.center or problem.dropout_p or problem.device != "cpu":
+    (left, right), offset = problem.band, problem.query_offset
+    if left == right == UNLIMITED or problem.center or problem.dropout_p or offset is None:
         return problem, inputs  # dropout goes by a key's number
-    offset = problem.query_offset
-    if offset is None:
-        offset, *others = inputs.offsets.tolist() or [0]
-        if any(other != offset for other in others):
-            return problem, inputs
     begin, end = problem.key_range(0, problem.len_q, offset)
     hides = (left >= 0 and begin < offset + problem.len_q - 1 - left) or (right >= 0 and end - 1 > offset + right)
-    if hides and inputs.offsets is None and (begin, end) == (0, problem.len_k):
+    if hides and (begin, end) == (0, problem.len_k):
         return problem, inputs
     mask = inputs.attn_mask
     inputs = inputs._replace(
         key=inputs.key[:, :, begin:end],
         value=inputs.value[:, :, begin:end],
         attn_mask=mask if mask is None or mask.shape[3] == 1 else mask[..., begin:end],
-        offsets=None,
     )
     prior = {"query_offset": offset - begin} if hides else EVERYWHERE
     return replace(problem, len_k=end - begin, **prior), inputs
