@@ -174,7 +174,7 @@ if __name__ == "__main__":
     parser.add_argument("data", nargs="?", type=Path, help="a .tsv or .csv (default: reviews made up)")
     parser.add_argument("--model", type=Path, help="a BERT's folder to start from (default: a small new one)")
     parser.add_argument("--folder", type=Path, default=Path("runs/classify"), help="where results go")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=800, help="batches of 32 (default: %(default)s)")
     parser.add_argument("--skip-bad", action="store_true", help="count and skip malformed lines")
     parser.add_argument("--seed", type=int, default=0)
     try:

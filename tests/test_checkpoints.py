@@ -9,7 +9,15 @@ import torch
 
 from attnkern import nn as ours
 from attnkern.atomic import written
-from attnkern.nn import Bert, BertConfig, BertForPreTraining, BertForSequenceClassification, CheckpointError, Local
+from attnkern.nn import (
+    Bert,
+    BertConfig,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    CheckpointError,
+    Local,
+)
 from attnkern.nn.crc32c import crc32c
 from attnkern.nn.tensor_bundle import BundleError, TensorBundle, write_bundle
 from tests.test_bert import CONFIG, IDS, MASK, SIZES, TYPES, huggingface
@@ -108,6 +116,22 @@ def test_fresh_head(tmp_path):
         Bert.from_folder(tmp_path / "bare")
     Bert.from_folder(tmp_path / "bare", pooler=False)
     BertForSequenceClassification.from_folder(tmp_path / "bare", fresh_head=True)
+
+
+def test_head_of_ones_own(tmp_path):
+    class Tagger(BertForTokenClassification):
+        def __init__(self, config, **options):
+            super().__init__(config, **options)
+            self.lstm, self.heat = torch.nn.LSTM(3, 3), torch.nn.Parameter(torch.tensor(2.0))
+
+    model = Tagger(BertConfig(**SIZES, hidden_act="gelu_new", id2label=LABELS))
+    for format in ("huggingface", "tensorflow"):
+        model.save_folder(tmp_path / format, format)
+        options = {"id2label": LABELS} if format == "tensorflow" else {}  # whose config knows none
+        back = Tagger.from_folder(tmp_path / format, **options)
+        assert all(torch.equal(*pair) for pair in zip(model.state_dict().values(), back.state_dict().values()))
+        with pytest.raises(CheckpointError, match="extra: .*lstm"):
+            BertForTokenClassification.from_folder(tmp_path / format, **options)
 
 
 def googles(theirs) -> dict[str, np.ndarray]:

@@ -54,6 +54,7 @@ def test_as_huggingface(tmp_path, vocabulary, lower_case):
         assert tensor.equal(expected[name]), name
     ours.save_folder(tmp_path / "saved")
     assert (tmp_path / "saved" / "vocab.txt").read_bytes() == (tmp_path / "vocab.txt").read_bytes()
+    (tmp_path / "saved" / "vocab.txt").unlink()
     again = WordPiece.from_folder(tmp_path / "saved")
     for text in TEXTS:
         assert again.encode([text])[0].ids == ours.encode([text])[0].ids
@@ -114,6 +115,8 @@ def test_refuses(tmp_path):
 def test_belongs_to_its_model(tmp_path):
     Bert(CONFIG).save_folder(tmp_path)
     assert WordPiece.from_folder(folder(tmp_path, LOWER[:40])).max_length == 12
+    (tmp_path / "vocab.txt").write_text("\n".join(LOWER[:50]), encoding="utf-8")  # the last line has no end
+    assert WordPiece.from_folder(tmp_path).tokenizer.get_vocab_size() == 50
     with pytest.raises(ValueError, match="a tokenizer of 67 words, and a model of 50"):
         WordPiece.from_folder(folder(tmp_path, LOWER))
     assert Bert(CONFIG)(**WordPiece(LOWER[:40])(["cab", "a"])).last_hidden_state.shape == (2, 5, 32)

@@ -53,8 +53,8 @@ def neutral(name: str) -> list[str]:
     prefix, known = "", OTHERS
     if match := re.match(r"layers\.(\d+)\.", name):
         prefix, known, name = f"encoder.layer.{match[1]}.", LAYER, name[match.end() :]
-    module, _, kind = name.rpartition(".")
-    return [f"{prefix}{known.get(module, module)}.{kind}"]
+    module, dot, kind = name.rpartition(".")
+    return [f"{prefix}{known.get(module, module)}{dot}{kind}"]
 
 
 def from_huggingface(name: str) -> str:

@@ -16,7 +16,7 @@ from attnkern.nn.tensor_bundle import BundleError, TensorBundle, write_bundle
 Model = TypeVar("Model", bound="Checkpointed")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 GOOGLE_CONFIG, GOOGLE_WEIGHTS = "bert_config.json", "bert_model.ckpt"
-OPTIMIZER = ("adam_m", "adam_v", "global_step", "AdamWeightDecayOptimizer", "Variable")
+OPTIMIZER = ("adam_m", "adam_v", "global_step")
 
 
 class CheckpointError(ValueError):
@@ -74,7 +74,7 @@ class Checkpointed(nn.Module):
         tensors = {}
         for name, tensor in self.state_dict().items():
             names = neutral(name)
-            tensors.update(zip(names, tensor.detach().cpu().chunk(len(names))))
+            tensors.update(zip(names, _parts(tensor.detach().cpu(), names)))
         if format == "huggingface":
             architecture = "BertModel" if encoder is self else type(self).__name__
             _write_json(path / CONFIG, encoder.config.to_huggingface(architecture))
@@ -115,7 +115,7 @@ class GoogleFolder:
     def __init__(self, path: Path, prefix: Path):
         self.config = path / GOOGLE_CONFIG
         self._bundle = _checked(TensorBundle, prefix)
-        kept = (name for name in self._bundle.entries if not any(part in OPTIMIZER for part in name.split("/")))
+        kept = (name for name in self._bundle.entries if not name.endswith(OPTIMIZER))
         self.names = {from_google(name): name for name in kept}
 
     def spell(self, name: str) -> str:
@@ -160,18 +160,19 @@ def _fitting(model: Checkpointed, source: HuggingFaceFolder | GoogleFolder, fres
         if fresh_head and (is_head or absent and may_lack):
             continue
         missing += absent
-        expected = (parameter.shape[0] // len(names), *parameter.shape[1:])
-        parts = [source.read(name) for name in names if name in source.names]
-        for name, part in zip(names, parts):
-            if part.shape != expected or not part.is_floating_point():
-                misshaped.append(f"{source.spell(name)}: {part.dtype} {tuple(part.shape)}, not floats {expected}")
+        parts = {name: source.read(name) for name in names if name in source.names}
+        for name, expected in zip(names, _parts(parameter, names)):
+            part = parts.get(name, expected)
+            if part.shape != expected.shape or not part.is_floating_point():
+                was, wanted = f"{part.dtype} {tuple(part.shape)}", tuple(expected.shape)
+                misshaped.append(f"{source.spell(name)}: {was}, not floats {wanted}")
         if not absent and not misshaped:
-            state[ours] = torch.cat(parts).float()
+            state[ours] = (torch.cat([*parts.values()]) if len(names) > 1 else parts[names[0]]).float()
 
-    skipped = (*TIED, *HEADS, "embeddings.position_ids")
+    skipped = (*HEADS, "embeddings.position_ids")
     extra = [own for name, own in source.names.items() if name not in used and not name.startswith(skipped)]
     untied = []
-    if "cls.predictions.bias" in used:
+    if "word_bias" in state:
         pairs = ((tied, name) for tied, name in TIED.items() if tied in source.names and name in source.names)
         untied = [f"{tied}, not {name}" for tied, name in pairs if not torch.equal(*map(source.read, (tied, name)))]
     found = {"missing": missing, "extra": extra, "misshaped": misshaped, "of a decoder of its own": untied}
@@ -179,6 +180,11 @@ def _fitting(model: Checkpointed, source: HuggingFaceFolder | GoogleFolder, fres
         lines = (f"\n  {what}: {', '.join(names)}" for what, names in found.items() if names)
         raise CheckpointError(f"{source.config.parent} does not fit {type(model).__name__}:{''.join(lines)}")
     return state
+
+
+def _parts(tensor: Tensor, names: list[str]) -> tuple[Tensor, ...]:
+    """Query, key and value of a tensor of all three, or else the tensor."""
+    return tensor.chunk(len(names)) if len(names) > 1 else (tensor,)
 
 
 def _transposed(name: str, tensor: Tensor) -> Tensor:

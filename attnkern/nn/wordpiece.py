@@ -44,9 +44,8 @@ class WordPiece:
         tokenizer = library.Tokenizer(library.models.WordPiece(ids, unk_token="[UNK]"))
         tokenizer.normalizer = library.normalizers.BertNormalizer(lowercase=lower_case)
         tokenizer.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
-        tokenizer.post_processor = library.processors.BertProcessing(
-            *(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
-        )
+        ends = (("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
+        tokenizer.post_processor = library.processors.BertProcessing(*ends)
         tokenizer.decoder = library.decoders.WordPiece()
         tokenizer.add_special_tokens(list(SPECIAL))
         self._take(tokenizer, max_length)
@@ -100,7 +99,9 @@ class WordPiece:
             if lower_case is None and (said := path / "tokenizer_config.json").exists():
                 lower_case = json.loads(said.read_text(encoding="utf-8")).get("do_lower_case")
             try:
-                self = cls(vocabulary.read_text(encoding="utf-8").split("\n")[:-1], lower_case, max_length)
+                self = cls(
+                    vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n"), lower_case, max_length
+                )
             except ValueError as error:
                 raise ValueError(f"{vocabulary}: {error}") from None
         else:
