@@ -11,9 +11,11 @@ END, WORDS = 2, 4
 
 
 def transformer():
-    torch.manual_seed(3)
+    torch.manual_seed(10)  # its sentences end at places of their own
     model = Transformer(WORDS, 8, 2, 1, 16, 0.0, pre_norm=True).double().eval()
-    torch.nn.init.normal_(model.embedding.weight, std=1.0)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.7)
     return model
 
 
@@ -87,7 +89,6 @@ def test_a_wide_beam_finds_the_best_of_all_sentences(make, length_penalty):
             scores[row, : len(wanted)].tolist(), [score[w] for w in wanted], rtol=1e-5, atol=1e-5
         )
         assert scores[row, len(wanted) :].eq(-torch.inf).all()
-    assert len(every) == 40 or len(every) < 40  # the beam holds them all
 
 
 def test_a_narrow_beam_stops_early():

@@ -16,10 +16,12 @@ SMALL = ("--dim", "16", "--layers", "1", "--batch", "4", "--vocabulary", "100", 
 def run(monkeypatch, tmp_path):
     from attnkern import training
 
+    original = training.Run
+
     def command(*arguments, stop=None, out="out"):
         """With `stop`, as if killed after that many steps."""
 
-        class Short(training.Run):
+        class Short(original):
             def __iter__(self):
                 for step in super().__iter__():
                     if step == stop:
