@@ -5,6 +5,7 @@ import torch
 
 import attnkern
 from attnkern import AuxRequest, Problem
+from attnkern.backends import launching
 from attnkern.backends import triton as backend
 from attnkern.backends.tuning import FEWEST_ROWS
 from attnkern.triton_kernels import softmax as kernels
@@ -20,14 +21,14 @@ def tensors(batch=2, heads=4, kv_heads=2, len_q=1, len_k=1000, dim=24):
 @pytest.fixture
 def combined(monkeypatch):
     """How many programs of `combine_splits` each launch has."""
-    found, launch = [], backend._launch
+    found, launch = [], launching.launch
 
     def spy(kernel, programs, *rest):
         if kernel is kernels.combine_splits:
             found.append(programs(None))
         launch(kernel, programs, *rest)
 
-    monkeypatch.setattr(backend, "_launch", spy)
+    monkeypatch.setattr(launching, "launch", spy)
     return found
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from attnkern.training import BadLine, CheckpointError, Run, read_examples
+from attnkern.training import BadLine, ResumeError, Run, read_examples
 
 
 def parts(width=4):
@@ -54,12 +54,12 @@ def test_a_resumed_run_is_the_same_run(tmp_path):
 
 def test_another_models_checkpoint(tmp_path):
     train(tmp_path, steps=5)
-    with pytest.raises(CheckpointError, match="holds another model: choose another folder"):
+    with pytest.raises(ResumeError, match="holds another model: choose another folder"):
         Run(tmp_path, steps=5, model=nn.Linear(3, 3))
-    with pytest.raises(CheckpointError, match="has no teacher"):
+    with pytest.raises(ResumeError, match="has no teacher"):
         Run(tmp_path, steps=5, teacher=nn.Linear(3, 3))
     (tmp_path / "checkpoint.safetensors").write_bytes(b"half")
-    with pytest.raises(CheckpointError, match="is no checkpoint"):
+    with pytest.raises(ResumeError, match="is no checkpoint"):
         train(tmp_path)
     with pytest.raises(ValueError, match="save_every must be a positive int, got 0"):
         Run(tmp_path / "new", steps=5, save_every=0)

@@ -5,7 +5,6 @@ Only tiles that the prior admits are visited, so the cost follows the window.
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -183,7 +182,7 @@ class Tile:
         if bias is not None:
             block.as_heads(self.scores).add_(bias)
         if problem.renormalize:
-            self.scores += self.log_gaussian()
+            self.scores.addcmul_(self.distance_in_sigmas, self.distance_in_sigmas, value=-0.5)
         self.scores.clamp_(max=torch.finfo(self.scores.dtype).max)
 
     def value(self) -> Tensor:
@@ -198,12 +197,9 @@ class Tile:
             kept = philox.dropout_scale(problem.dropout_p)
             factor = self.block.dropout_keep(self.keys).to(problem.compute_dtype).mul_(kept)
         if problem.sigma and not problem.renormalize:
-            gaussian = exp_(self.log_gaussian())
+            gaussian = torch.mul(self.distance_in_sigmas, self.distance_in_sigmas).mul_(-0.5 * LOG2E).exp2_()
             factor = gaussian if factor is None else factor.mul_(gaussian)
         return factor
-
-    def log_gaussian(self) -> Tensor:
-        return self.distance_in_sigmas.square().mul_(-0.5)
 
     @cached_property
     def distance_in_sigmas(self) -> Tensor:
@@ -254,26 +250,6 @@ def key_tiles(begin: int, end: int, align: int = 1) -> range:
     begin = begin // align * align
     tiles = max(1, -(-(end - begin) // KEYS))
     return range(begin, end, max(1, -(-(end - begin) // (tiles * align))) * align)
-
-
-def one_offset(problem: Problem, inputs: Inputs) -> tuple[Problem, Inputs]:
-    """The same call with an int for offsets that are all alike, as in a step of decoding: its batch stays together."""
-    if inputs.offsets is None or len(found := set(inputs.offsets.tolist())) != 1:
-        return problem, inputs
-    return replace(problem, query_offset=found.pop()), inputs._replace(offsets=None)
-
-
-def one_query(problem: Problem, inputs: Inputs) -> tuple[Problem, Inputs]:
-    """The same call with no keys but those that a single query has in sight, and no window."""
-    begin, end = problem.key_range(0, 1) if problem.query_offset is not None else (0, 0)
-    if problem.len_q != 1 or problem.center or problem.dropout_p or begin == end:
-        return problem, inputs
-    key, value, mask = (
-        t if t is None or t.shape[-dim] == 1 else t.narrow(-dim, begin, end - begin)
-        for t, dim in ((inputs.key, 2), (inputs.value, 2), (inputs.attn_mask, 1))
-    )
-    cut = replace(problem, len_k=end - begin, causal=False, window=(UNLIMITED, UNLIMITED), query_offset=0)
-    return cut, inputs._replace(key=key, value=value, attn_mask=mask)
 
 
 def blocks(problem: Problem, inputs: Inputs) -> Iterator[Block]:

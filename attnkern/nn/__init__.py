@@ -10,12 +10,14 @@ from attnkern.nn.bert_heads import (
     BertForSequenceClassification,
     BertForTokenClassification,
 )
+from attnkern.nn.checkpoints import CheckpointError
 from attnkern.nn.decoding import beam_search, greedy
 from attnkern.nn.kinds import Global, Hard, Local
 from attnkern.nn.luong import LuongAttention, LuongDecoder, LuongSeq2Seq
 from attnkern.nn.multihead import MultiheadAttention, hard_attentions
 from attnkern.nn.position import LearnedPosition, RelativePositionBias, SinusoidalPosition
 from attnkern.nn.transformer import Transformer, warm_up
+from attnkern.nn.wordpiece import WordPiece
 
 __all__ = [
     "AoAReader",
@@ -25,6 +27,7 @@ __all__ = [
     "BertForQuestionAnswering",
     "BertForSequenceClassification",
     "BertForTokenClassification",
+    "CheckpointError",
     "Global",
     "Hard",
     "LearnedPosition",
@@ -37,6 +40,7 @@ __all__ = [
     "SinusoidalPosition",
     "Transformer",
     "WindowAnnealing",
+    "WordPiece",
     "beam_search",
     "greedy",
     "hard_attentions",

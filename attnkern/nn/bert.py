@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from attnkern.nn.bert_config import ACTIVATIONS, BertConfig
-from attnkern.nn.kinds import Global, Hard, Kind, predicts_center
-from attnkern.nn.multihead import MultiheadAttention
+from attnkern.nn.checkpoints import Checkpointed
+from attnkern.nn.kinds import Hard, Kind, predicts_center
+from attnkern.nn.multihead import GLOBAL, MultiheadAttention
 from attnkern.packing import places
 
 
@@ -18,7 +19,7 @@ class BertOutput(NamedTuple):
     pooler_output: Tensor | None
 
 
-class Bert(nn.Module):
+class Bert(Checkpointed):
     """The encoder: token ids to a vector for each token and one for the sentence.
 
     Args:
@@ -30,7 +31,7 @@ class Bert(nn.Module):
     """
 
     def __init__(
-        self, config: BertConfig, *, attention: Kind = Global(), pooler: bool = True, backend: str | None = None
+        self, config: BertConfig, *, attention: Kind = GLOBAL, pooler: bool = True, backend: str | None = None
     ):
         super().__init__()
         self.config, width = config, config.hidden_size
@@ -189,7 +190,7 @@ def initialise(model: nn.Module, config: BertConfig) -> None:
     """Weights from a normal distribution cut at two deviations, as Google's; biases 0."""
     deviation = config.initializer_range
     for name, parameter in model.named_parameters():
-        if parameter.dim() > 1:
+        if parameter.dim() > 1 and ".center." not in name:
             nn.init.trunc_normal_(parameter, std=deviation, a=-2 * deviation, b=2 * deviation)
         elif name.endswith("bias"):
             parameter.zero_()

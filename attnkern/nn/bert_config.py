@@ -104,12 +104,12 @@ class BertConfig:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
-    def huggingface(self, architecture: str) -> dict:
+    def to_huggingface(self, architecture: str) -> dict:
         """What `config.json` says."""
         label2id = {label: number for number, label in self.id2label.items()}
         return {"architectures": [architecture], **FIXED, **asdict(self), "label2id": label2id}
 
-    def google(self) -> dict:
+    def to_google(self) -> dict:
         """What `bert_config.json` says; warns where Google's code would compute something else."""
         if self.hidden_act == "gelu":
             warnings.warn("Google's gelu is the tanh form: outputs differ from erf's by about 1e-3", stacklevel=3)

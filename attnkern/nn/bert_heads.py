@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from attnkern.nn.bert import Bert, initialise
 from attnkern.nn.bert_config import ACTIVATIONS, BertConfig
+from attnkern.nn.checkpoints import Checkpointed
 
 
 class PreTrainingOutput(NamedTuple):
@@ -24,7 +25,7 @@ class SpanOutput(NamedTuple):
     end_logits: Tensor
 
 
-class BertForPreTraining(nn.Module):
+class BertForPreTraining(Checkpointed):
     """Masked words (MLM) and whether the second sentence follows the first (NSP)."""
 
     def __init__(self, config: BertConfig, **options):
@@ -61,7 +62,7 @@ class BertForPreTraining(nn.Module):
         return PreTrainingOutput(words, self.next_sentence(pooled))
 
 
-class BertForSequenceClassification(nn.Module):
+class BertForSequenceClassification(Checkpointed):
     """A label, `config.id2label`, for a sentence or a pair: logits `(B, num_labels)`."""
 
     def __init__(self, config: BertConfig, **options):
@@ -76,7 +77,7 @@ class BertForSequenceClassification(nn.Module):
         return self.classifier(self.dropout(pooled))
 
 
-class BertForTokenClassification(nn.Module):
+class BertForTokenClassification(Checkpointed):
     """A label, `config.id2label`, for each token: logits `(B, L, num_labels)`; at padding they say nothing."""
 
     def __init__(self, config: BertConfig, **options):
@@ -91,7 +92,7 @@ class BertForTokenClassification(nn.Module):
         return self.classifier(self.dropout(hidden))
 
 
-class BertForQuestionAnswering(nn.Module):
+class BertForQuestionAnswering(Checkpointed):
     """Where in the text the answer to a question begins and ends (a span, as in SQuAD)."""
 
     def __init__(self, config: BertConfig, **options):

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnkern.atomic import written
+
 FILE = "checkpoint.safetensors"
 
 
-class CheckpointError(ValueError):
+class ResumeError(ValueError):
     """The folder's checkpoint is not of this run; the message says why."""
 
 
@@ -44,7 +46,7 @@ class Run:
         history: what was logged, name by name: one number a call.
 
     Raises:
-        CheckpointError: the folder's checkpoint is damaged, or of something else.
+        ResumeError: the folder's checkpoint is damaged, or of something else.
     """
 
     def __init__(self, folder: str | os.PathLike, *, steps: int, save_every: int = 100, **stateful: Any):
@@ -56,7 +58,6 @@ class Run:
         self.step = 0
         self.history: dict[str, list[float]] = defaultdict(list)
         self._stop = False
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             self._load()
 
@@ -92,9 +93,8 @@ class Run:
         if torch.cuda.is_initialized():
             state["cuda_rng"] = torch.cuda.get_rng_state()
         metadata = {"state": json.dumps(_without_tensors(state, "", tensors, {}))}
-        unfinished = self.path.with_suffix(".unfinished")
-        save_file(tensors, unfinished, metadata)
-        os.replace(unfinished, self.path)
+        with written(self.path) as draft:
+            save_file(tensors, draft, metadata)
 
     def _load(self) -> None:
         from safetensors import SafetensorError, safe_open
@@ -105,16 +105,16 @@ class Run:
                 state = _with_tensors(json.loads(file.metadata()["state"]), tensors)
                 parts = state["parts"]
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{self.path} is no checkpoint of a run: {error}") from None
+            raise ResumeError(f"{self.path} is no checkpoint of a run: {error}") from None
         missing = [name for name in self.stateful if name not in parts]
         if missing:
-            raise CheckpointError(f"{self.path} has no {', '.join(missing)}: choose another folder")
+            raise ResumeError(f"{self.path} has no {', '.join(missing)}: choose another folder")
         try:
             for name, part in self.stateful.items():
                 part.load_state_dict(parts[name])
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())
-            raise CheckpointError(f"{self.path} holds another {name}: choose another folder ({reason})") from None
+            raise ResumeError(f"{self.path} holds another {name}: choose another folder ({reason})") from None
         self.step = state["step"]
         self.history.update(state["history"])
         torch.set_rng_state(state["rng"])
