@@ -1,13 +1,15 @@
 """A Transformer (Vaswani et al. 2017) learns to translate, with global, local and hard attention to the source.
 
-python examples/translate.py                          number words to digits, a few minutes     (pip install '.[examples]')
-python examples/translate.py --task numbers --languages en de fr --steps 3000
-python examples/translate.py --task dates --languages en de fr --steps 3000     dates in six formats to ISO's
-python examples/translate.py --source train.de --target train.en --dim 512 --layers 6 --steps 100000 --vocabulary 32000
+python examples/translate.py                               number words to digits         (pip install '.[examples]')
+python examples/translate.py --attention global local hard
+python examples/translate.py --task dates --languages en de fr --steps 1500
+python examples/translate.py --source train.de --target train.en --vocabulary 32000 --dim 512 --layers 6 \\
+    --steps 100000 --warm-up 4000 --lr 7e-4 --dropout 0.1
 
-All text goes through one sentencepiece vocabulary. What is learned is tried on pairs that were held out, with greedy and
-beam search: the share that is right to the letter, and BLEU by sacrebleu (of characters, for numbers and dates). The
-folder `--out` keeps vocabulary, checkpoints and a picture of where the attention looked; the same command goes on there.
+All text goes through one sentencepiece vocabulary. What is learned is tried on pairs that were held out, with greedy
+and beam search: the share that is right to the letter, and BLEU by sacrebleu (of characters, for numbers and dates).
+The folder `--out` keeps vocabulary, checkpoints and a picture of where the attention looked; a run that was stopped
+goes on when the command is given again.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from attnkern.nn import Global, Hard, Local, Transformer, beam_search, greedy, warm_up
-from attnkern.training import BadLine, CheckpointError, Run, read_examples
+from attnkern.training import BadLine, Run, read_examples
 
 KINDS = {"global": Global(), "local": Local(center="predicted"), "hard": Hard(straight_through=True)}
 DATES = ("full", "long", "medium", "d MMM yyyy", "EEE, dd.MM.yyyy", "MMMM d, yyyy")
@@ -54,6 +56,9 @@ def dates(languages: list[str]) -> Pairs:
         day, form = date.fromordinal(date(1900, 1, 1).toordinal() + n), DATES[i // len(languages) % len(DATES)]
         pairs.append((format_date(day, form, languages[i % len(languages)]), day.isoformat()))
     return pairs
+
+
+GENERATORS = {"numbers": numbers, "dates": dates}
 
 
 def parallel(source: str, target: str, skip_bad: bool) -> Pairs:
@@ -133,12 +138,12 @@ def score(model: Transformer, held_out: Pairs, vocabulary: SentencePieceProcesso
     """Share right to the letter and BLEU of what the model makes of the held-out sources."""
     from sacrebleu.metrics import BLEU
 
-    ids = [torch.tensor([*pieces, END][-options.max_length :]) for pieces in vocabulary.encode([s for s, _ in held_out])]
+    sources, references = zip(*held_out)
+    ids = [torch.tensor([*pieces[: options.max_length - 1], END]) for pieces in vocabulary.encode(list(sources))]
     written = translate(model, ids, beam, options.max_length)
     texts = [vocabulary.decode(words[: words.index(END)] if END in words else words) for words in written]
-    references = [reference for _, reference in held_out]
     exact = sum(text == reference for text, reference in zip(texts, references)) / len(texts)
-    bleu = BLEU(tokenize="13a" if options.source else "char").corpus_score(texts, [references])
+    bleu = BLEU(tokenize="13a" if options.source else "char").corpus_score(texts, [list(references)])
     return {"exact": exact, "bleu": bleu.score, "text": texts[0]}
 
 
@@ -149,7 +154,8 @@ def draw(models: dict, runs: dict, example: tuple[str, str], vocabulary: Sentenc
     *panels, curves = figure.subplots(1, len(models) + 1)
     source, target = ([*vocabulary.encode(text), END] for text in example)
     for panel, (name, model) in zip(panels, models.items()):
-        weights = model.align(torch.tensor([source], device=DEVICE), torch.tensor([[BEGIN, *target[:-1]]], device=DEVICE))
+        words = (torch.tensor([ids], device=DEVICE) for ids in (source, [BEGIN, *target[:-1]]))
+        weights = model.align(*words)
         panel.imshow(weights[0, -1].mean(0).cpu().numpy(), cmap="magma_r", vmin=0, vmax=1, aspect="auto")
         panel.set_xticks(range(len(source)), vocabulary.id_to_piece(source), rotation=90)
         panel.set_yticks(range(len(target)), vocabulary.id_to_piece(target))
@@ -175,7 +181,7 @@ def settle(options) -> Pairs:
         pairs = parallel(options.source, options.target, options.skip_bad)
     else:
         try:
-            pairs = {"numbers": numbers, "dates": dates}[options.task](options.languages)
+            pairs = GENERATORS[options.task](options.languages)
         except (NotImplementedError, LookupError, ValueError) as error:
             raise ValueError(f"--languages {' '.join(options.languages)}: not all are known ({error})") from None
     if len(pairs) <= 2:
@@ -189,12 +195,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=110)
     )
-    parser.add_argument("--task", choices=("numbers", "dates"), default="numbers", help="generated (default %(default)s)")
+    parser.add_argument("--task", choices=GENERATORS, default="numbers", help="generated (default %(default)s)")
     parser.add_argument("--languages", nargs="+", default=["en"], help="of the generated text (default en)")
     parser.add_argument("--source", help="a text file, one sentence a line, instead of --task")
     parser.add_argument("--target", help="its translation, line by line")
     parser.add_argument("--skip-bad", action="store_true", help="leave out pairs with an empty side")
-    parser.add_argument("--attention", nargs="+", choices=KINDS, default=["global"], help="to the source; each is trained")
+    parser.add_argument(
+        "--attention", nargs="+", choices=KINDS, default=["global"], help="to the source (default global)"
+    )
     for name, default, what in (
         ("steps", 600, "of training, for each kind of attention"),
         ("batch", 64, "pairs a step"),
@@ -247,7 +255,8 @@ def compare(pairs: Pairs, options) -> None:
         print(f"{name}: loss {runs[name].history['loss'][-1]:.3f}, {seconds:.0f} s")
         for how, beam in (("greedy", 1), (f"beam {options.beam}", options.beam)):
             found = score(model, held_out, vocabulary, beam, options)
-            print(f"  {how:<8} {found['exact']:7.2%} exact, BLEU {found['bleu']:6.2f}: {held_out[0][0]} -> {found['text']}")
+            example = f"{held_out[0][0]} -> {found['text']}"
+            print(f"  {how:<8} {found['exact']:7.2%} exact, BLEU {found['bleu']:6.2f}: {example}")
     draw(models, runs, held_out[0], vocabulary, options.out / "attention.png")
     print(f"drawn: {options.out / 'attention.png'}")
 
