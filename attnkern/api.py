@@ -7,6 +7,7 @@ from torch import Tensor
 
 from attnkern import checks, philox, reference
 from attnkern.backends.choose import choose
+from attnkern.backends.gaussian import lse_of_nearest
 from attnkern.ops import aoa, mac
 from attnkern.ops.centered import centered_attention
 from attnkern.ops.library import describe
@@ -318,6 +319,9 @@ def _softmax_attention(
             query, key, value, attn_mask, offsets, seed, center, sigma, scale, softcap, is_causal, left, right,
             query_offset, renormalize, dropout_p, backend,
         )  # fmt: skip
+        if renormalize and aux.lse:
+            offset = query_offset if offsets is None else offsets
+            lse = lse + lse_of_nearest(lse, center, sigma, key.shape[2], (left, right), is_causal, offset)
     else:
         options = (scale, softcap, is_causal, left, right, query_offset, dropout_p)
         output, lse = softmax_attention(query, key, value, attn_mask, offsets, seed, *options, backend)

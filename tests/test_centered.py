@@ -127,6 +127,30 @@ def test_float32_errs_as_naive_float32_does():
         assert error <= 2 * allowed + 2**-24 * wanted.abs().max(), name
 
 
+FAR = {
+    "past the end": (lambda x: x["center"] * 10 + 600, {"window": (-1, -1)}),
+    "before the keys": (lambda x: -1000 - x["center"], {"window": (-1, -1)}),
+    "ahead of a causal query": (lambda x: x["center"] + 150, {"window": (-1, -1), "is_causal": True}),
+    "between two keys": (lambda x: x["center"].round() - 0.5 + x["center"] * 1e-6, {"window": (3, 3)}),
+}
+
+
+@pytest.mark.parametrize("backend", ["blocked", "triton"])
+@pytest.mark.parametrize("case", FAR)
+def test_exponents_that_keys_share_cost_no_precision(case, backend):
+    """Every key many sigmas away, in float32: what sets them apart is small beside what they have in common."""
+    given = tensors(33, 60, dtype=torch.float32)
+    given["center"], options = FAR[case][0](given).float(), FAR[case][1]
+    given["sigma"] = torch.full_like(given["center"], 0.01 if case == "between two keys" else 12)
+    exact = results({name: x.double() for name, x in given.items()}, "reference", renormalize=True, **options)
+    found = results(given, backend, renormalize=True, **options)
+    for name, wanted in exact.items():
+        error = (found[name].nan_to_num(neginf=0) - wanted.nan_to_num(neginf=0)).norm() / wanted.nan_to_num(
+            neginf=0
+        ).norm()
+        assert error < 1e-6, (name, error)
+
+
 @pytest.mark.parametrize("renormalize", [False, True])
 def test_nothing_to_look_at(renormalize):
     """Every centre far outside: output 0, lse -inf, gradients 0."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attnkern import philox
 from attnkern.backends import sparse, tuning
+from attnkern.backends.gaussian import Gaussians, gaussians
 from attnkern.backends.memory import broadcastable, on_device_of
 from attnkern.problem import UNLIMITED, Gradients, Inputs, Problem, new_output
 from attnkern.triton_kernels import backward as backward_kernels
@@ -262,7 +263,7 @@ def _config(kernel, problem: Problem, run=None) -> tuning.Config:
 
 def _arguments(problem: Problem, inputs: Inputs) -> dict:
     """What every kernel may ask for: tensors, strides, sizes and compile-time choices."""
-    query, key, value, mask, offsets, seed, center, sigma = inputs
+    query, key, value, mask, offsets, seed, center, _ = inputs
     left, right = problem.band
     stand_in = query  # for tensors that the compiled kernel never reads
     block_e, block_v = padded_widths(problem)
@@ -274,13 +275,14 @@ def _arguments(problem: Problem, inputs: Inputs) -> dict:
     if problem.center:
         anchors, order = _anchors(problem, center).sort(dim=-1, stable=True)
         order = order.int()
+    around = dict.fromkeys(Gaussians._fields)
+    if problem.sigma:
+        around = {name: rows.contiguous() for name, rows in gaussians(problem, inputs)._asdict().items()}
     return {
         "query": query, "key": key, "value": value, "mask": stand_in if mask is None else mask,
         "offsets": stand_in if offsets is None else offsets, "seed": stand_in if seed is None else seed,
         **_strides(query, "qb", "qh", "qm"), **_strides(key, "kb", "kh", "kn"), **_strides(value, "vb", "vh", "vn"),
-        **mask_strides,
-        "order": order, "anchors": anchors, "center": center.contiguous() if problem.sigma else None,
-        "sigma": sigma.contiguous() if problem.sigma else None,
+        **mask_strides, "order": order, "anchors": anchors, **around,
         "heads": problem.heads, "group": problem.group, "len_q": problem.len_q, "len_k": problem.len_k,
         "scale": problem.scale, "softcap": problem.softcap,
         "query_offset": problem.query_offset or 0, "left": left, "right": right,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from attnkern import reference
+from attnkern.backends.gaussian import lse_of_nearest
 from attnkern.ops import library
 
 DIFFERENTIABLE = ("query", "key", "value", "attn_mask", "center", "sigma", "document", "question")
@@ -64,10 +65,11 @@ def score_options(given: dict) -> dict:
 
 
 def softmax_results(**given) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, lse and weights."""
+    """Output, lse and weights; the lse relative to the nearest key's exponent with a Gaussian inside of the softmax."""
     value = given.get("value", given["key"])
     prior = {name: given[name] for name in ("center", "sigma", "renormalize") if name in given}
-    return reference.widened(
+    options = score_options(given)
+    output, lse, weights = reference.widened(
         reference.softmax_attention,
         given["query"],
         given["key"],
@@ -75,8 +77,12 @@ def softmax_results(**given) -> tuple[Tensor, Tensor, Tensor]:
         dropout_p=given["dropout_p"],
         seed=given["seed"],
         **prior,
-        **score_options(given),
+        **options,
     )
+    if given.get("renormalize"):
+        place = given["key"].shape[2], options["window"], options["is_causal"], options["query_offset"]
+        lse = lse - lse_of_nearest(lse, given["center"], given["sigma"], *place)
+    return output, lse, weights
 
 
 def mac_result(**given) -> tuple[Tensor]:
