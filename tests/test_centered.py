@@ -100,6 +100,10 @@ def test_lengths(len_q, len_k):
     check(tensors(len_q, len_k), window=(5, 5))
 
 
+def test_no_keys(poisoned_memory):
+    check(tensors(5, 0), window=(2, 2), renormalize=True)
+
+
 def test_long_rows_take_several_tiles():
     check(tensors(3, 1500), window=(600, 500))
 

@@ -190,7 +190,7 @@ class CenteredBlock(Block):
 
 def blocks(problem: Problem, inputs: Inputs) -> Iterator[CenteredBlock]:
     """Every block of the problem, sized so that a tile of scores fits the cache."""
-    if 0 in (problem.batch, problem.heads, problem.len_q, problem.len_k):
+    if 0 in (problem.batch, problem.heads, problem.len_q):
         return
     left, right = problem.window
     bounded = UNLIMITED not in (left, right)
@@ -198,7 +198,7 @@ def blocks(problem: Problem, inputs: Inputs) -> Iterator[CenteredBlock]:
     span = min(problem.len_k, KEYS, 2 * rows + left + right if bounded else KEYS)
     size = torch.finfo(problem.compute_dtype).bits // 8
     budget = TILE_BYTES.get(problem.device, TILE_BYTES_ELSEWHERE)
-    together = max(1, budget // (size * rows * span))  # runs
+    together = max(1, budget // (size * rows * max(1, span)))  # runs
     heads_at_once = min(together, problem.heads)
     batches_at_once = min(max(1, together // problem.heads), problem.batch)
     runs = max(1, together // (heads_at_once * batches_at_once))
