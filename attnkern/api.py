@@ -317,6 +317,8 @@ def _softmax_attention(
             choose(describe(Inputs(*tensors), *call.options, **choices), backend)
         center, sigma = call.gaussian(center, sigma)
         output, lse = centered_attention(*tensors, center, sigma, *call.options, renormalize, dropout_p, backend)
+        if renormalize and aux.lse:
+            lse = lse + call.lse_of_nearest(lse, center, sigma)
     else:
         output, lse = softmax_attention(*tensors, *call.options, dropout_p, backend)
         if aux.weights is not None:

@@ -5,9 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attnkern import checks, philox, reference
+from attnkern import checks, philox
+from attnkern.backends.gaussian import lse_of_nearest, sight
 from attnkern.ops.library import ScoreOptions
-from attnkern.packing import Layout, opened, places
+from attnkern.packing import Layout, opened
 
 
 class PackingArguments(NamedTuple):
@@ -35,9 +36,11 @@ class Call(NamedTuple):
 
     def tensors(self, seed: Tensor | None) -> tuple[Tensor | None, ...]:
         """What every operation takes before its options."""
-        packing = self.layout.packing
-        cu_seqs = (None, None) if packing is None else packing[:2]
-        return self.query, self.key, self.value, self.attn_mask, self.offsets, seed, *cu_seqs
+        return self.query, self.key, self.value, self.attn_mask, self.offsets, seed, *self.cu_seqs
+
+    @property
+    def cu_seqs(self) -> tuple[Tensor | None, Tensor | None]:
+        return (None, None) if self.layout.packing is None else self.layout.packing[:2]
 
     @property
     def query_offset(self) -> int | Tensor:
@@ -63,17 +66,18 @@ class Call(NamedTuple):
         """A centre and a sigma for every query `(B, H, Lq)`, in the dtype of the sums."""
         dtype, rows = torch.promote_types(self.query.dtype, torch.float32), self.query.shape[:3]
         if center is None:
-            center = self._positions()
+            _, center = self._sight()
         if sigma is not None and not isinstance(sigma, Tensor):
             sigma = torch.full((), sigma, dtype=dtype, device=self.query.device)
         return center.to(dtype).expand(rows), None if sigma is None else sigma.to(dtype).expand(rows)
 
-    def _positions(self) -> Tensor:
-        offset, packing, len_q = self.query_offset, self.layout.packing, self.query.shape[2]
-        if packing is None:
-            return reference.positions(len_q, offset, self.query.device)
-        sequence, position = places(packing.cu_seq_q, len_q)
-        return position + (offset[sequence] if isinstance(offset, Tensor) else offset)
+    def lse_of_nearest(self, lse: Tensor, center: Tensor, sigma: Tensor) -> Tensor:
+        """What the core leaves out of rows' lse where the Gaussian is inside of the softmax."""
+        options = self.options
+        return lse_of_nearest(lse, center, sigma, (options.left, options.right), options.causal, *self._sight())
+
+    def _sight(self) -> tuple[Tensor, Tensor]:
+        return sight(self.query[..., 0], self.options.max_k, self.query_offset, *self.cu_seqs)
 
 
 def checked(

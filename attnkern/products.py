@@ -49,3 +49,13 @@ def hard_backward(problem: Problem, *, output: bool = False, score: bool = False
     if soft or distribution:
         macs += problem.pairs() * (3 * problem.head_dim + problem.value_dim * soft)
     return macs
+
+
+def aoa(problem: Problem) -> int:
+    """Scores, and the document's distributions times beta; the questions' are only added up."""
+    return problem.pairs() * (problem.head_dim + 1)
+
+
+def aoa_backward(problem: Problem) -> int:
+    """Scores again, the gradients of document and question, and the two softmaxes' sums g and h."""
+    return problem.pairs() * (3 * problem.head_dim + 2)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 import attnkern
-from attnkern.bench.peers import Contender, Function
+from attnkern import mac
+from attnkern.bench.peers import Contender, Function, useful_alone
 from attnkern.bench.problems import Row
 from attnkern.bench.verify import TOLERANCE, judgement, relative_error
-from attnkern.mac import Count
 
 INPUTS = ("document", "question")
 
@@ -23,24 +23,13 @@ def inputs(row: Row, device: str) -> tuple[Tensor, ...]:
 
 
 def contenders(row: Row, device: str, backends: list[str], peers: list[str]) -> Iterator[Contender]:
-    reasons = attnkern.explain(row.problem(device)).reasons
+    problem = row.problem(device)
+    reasons = attnkern.explain(problem).reasons
     for name in (name for name in backends if reasons[name] is None):
-        yield Contender(f"attnkern[{name}]", lambda name=name: ours(name), work(row), role="ours")
+        work = mac.count(problem, row.phase, backend=name)
+        yield Contender(f"attnkern[{name}]", lambda name=name: ours(name), work, role="ours")
     if "naive" in peers:
-        yield Contender("naive", lambda: naive, work(row))
-
-
-def work(row: Row) -> Count:
-    """The scores' product, `alpha beta`, two exponentials a pair; backward scores again, and two gradients."""
-    pairs = row.batch * row.len_q * row.len_k
-    forward, backward = pairs * (row.head_dim + 1), pairs * (3 * row.head_dim + 2)
-    tensors = row.batch * (row.len_q + row.len_k) * row.head_dim + row.batch * row.len_q
-    passes = {"forward": 1, "backward": 2, "training": 3}[row.phase]
-    return Count(
-        useful_macs={"forward": forward, "backward": backward, "training": forward + backward}[row.phase],
-        bytes=passes * tensors * getattr(torch, row.dtype).itemsize,
-        exps=2 * pairs * (2 if row.phase == "training" else 1),
-    )
+        yield Contender("naive", lambda: naive, useful_alone(mac.count(problem, row.phase)))
 
 
 def ours(backend: str) -> Function:

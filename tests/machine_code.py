@@ -61,14 +61,14 @@ def aoa_launches(features: int, dtype: torch.dtype) -> dict[str, Launch]:
         config = Config(aoa_triton.ROWS, arguments["BLOCK_N"], aoa_triton.WARPS)
         found[kernel.__name__] = Launch(kernel, config, {key: arguments[key] for key in kernel.arg_names})
 
-    original, aoa_triton._Call.launch = aoa_triton._Call.launch, record
+    original, aoa_triton.Call.launch = aoa_triton.Call.launch, record
     try:
         pair = [torch.zeros(2, words, features, dtype=dtype) for words in (256, 64)]
         pair += [torch.ones(2, words, dtype=torch.bool) for words in (256, 64)]
         attention, *saved = aoa_triton.forward(*pair)
         aoa_triton.backward(attention, *saved, *pair)
     finally:
-        aoa_triton._Call.launch = original
+        aoa_triton.Call.launch = original
     return found
 
 

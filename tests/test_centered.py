@@ -100,6 +100,10 @@ def test_lengths(len_q, len_k):
     check(tensors(len_q, len_k), window=(5, 5))
 
 
+def test_no_keys(poisoned_memory):
+    check(tensors(5, 0), window=(2, 2), renormalize=True)
+
+
 def test_long_rows_take_several_tiles():
     check(tensors(3, 1500), window=(600, 500))
 
@@ -125,6 +129,30 @@ def test_float32_errs_as_naive_float32_does():
         wanted = wanted.nan_to_num(neginf=0)
         error, allowed = ((x[name].nan_to_num(neginf=0) - wanted).square().mean().sqrt() for x in (found, naive))
         assert error <= 2 * allowed + 2**-24 * wanted.abs().max(), name
+
+
+FAR = {
+    "past the end": (lambda x: x["center"] * 10 + 600, {"window": (-1, -1)}),
+    "before the keys": (lambda x: -1000 - x["center"], {"window": (-1, -1)}),
+    "ahead of a causal query": (lambda x: x["center"] + 150, {"window": (-1, -1), "is_causal": True}),
+    "between two keys": (lambda x: x["center"].round() - 0.5 + x["center"] * 1e-6, {"window": (3, 3)}),
+}
+
+
+@pytest.mark.parametrize("backend", ["blocked", "triton"])
+@pytest.mark.parametrize("case", FAR)
+def test_exponents_that_keys_share_cost_no_precision(case, backend):
+    """Every key many sigmas away, in float32: what sets them apart is small beside what they have in common."""
+    given = tensors(33, 60, dtype=torch.float32)
+    given["center"], options = FAR[case][0](given).float(), FAR[case][1]
+    given["sigma"] = torch.full_like(given["center"], 0.01 if case == "between two keys" else 12)
+    exact = results({name: x.double() for name, x in given.items()}, "reference", renormalize=True, **options)
+    found = results(given, backend, renormalize=True, **options)
+    for name, wanted in exact.items():
+        error = (found[name].nan_to_num(neginf=0) - wanted.nan_to_num(neginf=0)).norm() / wanted.nan_to_num(
+            neginf=0
+        ).norm()
+        assert error < 1e-6, (name, error)
 
 
 @pytest.mark.parametrize("renormalize", [False, True])
@@ -196,8 +224,8 @@ def test_compiles_and_maps():
 def test_the_operations_are_sound():
     given = tensors(9, 20)
     arguments = [given[name] for name in ("query", "key", "value")]
-    arguments += [None, None, None, given["center"], given["sigma"]]
-    options = (0.25, 0.0, False, 3, 3, 0, False, 0.0, "blocked")
+    arguments += [*[None] * 5, given["center"], given["sigma"]]
+    options = (0.25, 0.0, False, 3, 3, 0, 9, 20, False, 0.0, "blocked")
     leaves = [x.requires_grad_() if x is not None else None for x in arguments]
     torch.library.opcheck(
         torch.ops.attnkern.centered_attention.default, (*leaves, *options),

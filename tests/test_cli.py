@@ -1,5 +1,6 @@
 """The command line, as a user calls it."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -136,6 +137,18 @@ def test_profile_of_a_call(known_roofs, capsys, tmp_path):
     out = capsys.readouterr().out
     assert f"useful MACs {2 * (50 * 7 - 3 * 4) * 56:,}, " in out
     assert "attnkern::softmax_attention_backward" in out and "set by" in out
+
+
+def test_profile_says_nothing_of_torchs_own():
+    """In a process of its own: torch's profiler reads what it may say when it first starts."""
+    code = (
+        "import attnkern, sys; from attnkern.__main__ import main; "
+        "attnkern.mac.roofs = lambda *_, **options: attnkern.mac.Roofs('a device', {'float32': 1e10}, 1e10, 1e9); "
+        "sys.exit(main(['profile', '--kind', 'global', '--len-q', '5']))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "KINETO_LOG_LEVEL"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.startswith("a device")
 
 
 def test_profile_of_a_model(known_roofs, capsys, tmp_path, monkeypatch):

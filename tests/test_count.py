@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import attnkern
@@ -94,6 +95,60 @@ def test_counts_equal_enumeration():
             found = mac.count(problem, which, backend="blocked")
             assert dataclasses.replace(found, issued_macs=0) == enumerated(problem, which), (seed, which, problem)
         assert mac.count(problem, "training") == mac.count(problem) + mac.count(problem, "backward")
+
+
+# documents, their words, a question's, features; a question of 130 words takes several tiles
+AOA = [(3, 70, 9, 16), (1, 5, 1, 3), (1, 70, 130, 20), (1, 6, 4, 80)]
+
+
+@pytest.mark.parametrize(("documents", "words", "asked", "features"), AOA)
+def test_attention_over_attention_equals_enumeration(documents, words, asked, features):
+    for dtype in (torch.float32, torch.bfloat16):
+        problem = Problem(batch=documents, len_q=words, len_k=asked, head_dim=features, dtype=dtype, selector="aoa")
+        matrices = torch.ones(documents, words, asked)
+        entries, size, wide = int(matrices.sum()), dtype.itemsize, 4
+        tensors = size * features * (matrices[:, :, 0].numel() + matrices[:, 0].numel())
+        others = (size + wide) * matrices[:, :, 0].numel() + 2 * wide * matrices[:, 0].numel()
+        forward = mac.Count(entries * (features + 1), 0, tensors + others, 2 * entries)
+        backward = mac.Count(entries * (3 * features + 2), 0, 2 * tensors + others, 2 * entries)
+        for which, expected in (("forward", forward), ("backward", backward), ("training", forward + backward)):
+            found = mac.count(problem, which, backend="blocked")
+            assert dataclasses.replace(found, issued_macs=0) == expected and found.issued_macs >= expected.useful_macs
+
+
+@pytest.mark.parametrize("sizes", AOA, ids=str)
+@pytest.mark.parametrize("backend", ["reference", "blocked"])
+def test_the_products_of_attention_over_attention(backend, sizes, monkeypatch):
+    """Every product of matrices that torch does, for documents of one tile and of several."""
+    monkeypatch.setitem(tiles.TILE_BYTES, "cpu", 1 << 12)
+    documents, words, asked, features = sizes
+    problem = Problem(batch=documents, len_q=words, len_k=asked, head_dim=features, selector="aoa")
+    pair = [torch.randn(documents, length, features, requires_grad=True) for length in (words, asked)]
+    if backend == "reference":
+        with _Products() as forward:
+            output = attnkern.attention_over_attention(*pair, backend=backend)
+        with _Products() as backward:
+            output.sum().backward()
+    else:
+        module, tensors = attnkern.backends.choose.load("aoa_blocked"), [*(x.detach() for x in pair), None, None]
+        with _Products() as forward:
+            output, *saved = module.forward(*tensors)
+        with _Products() as backward:
+            module.backward(output, *saved, *tensors)
+    for which, found in (("forward", forward), ("backward", backward)):
+        assert found.macs == mac.count(problem, which, backend=backend).issued_macs, which
+
+
+class _Products(TorchDispatchMode):
+    """Adds up the MACs of batched products, those in place included."""
+
+    macs = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "bmm" in str(function):
+            left, right = args[-2:]
+            self.macs += left.numel() * right.shape[-1]
+        return function(*args, **(kwargs or {}))
 
 
 def test_what_tensors_decide_is_bounded():
@@ -222,6 +277,31 @@ def test_the_products_of_the_triton_kernels(name, monkeypatch):
     assert forward == sum(each.macs for each in mac.passes(problem, backend="triton"))
     found = mac.passes(problem, "backward", through=through, backend="triton")
     assert sum(done) - forward == sum(each.macs for each in found if each.kernel != "sparse")
+
+
+@pytest.mark.parametrize("sizes", AOA, ids=str)
+def test_the_products_of_the_aoa_kernels(sizes, monkeypatch):
+    """Every product of matrices that the kernels do in the interpreter; their sums along one side are vectors'."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    if torch.cuda.is_available():
+        pytest.skip("without a GPU the kernels run in the interpreter")
+    done = []
+    dot = interpreter.InterpreterBuilder.create_dot
+
+    def counted(self, a, b, *rest):
+        done.append(a.data.shape[0] * a.data.shape[1] * b.data.shape[1])
+        return dot(self, a, b, *rest)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", counted)
+    documents, words, asked, features = sizes
+    problem = Problem(batch=documents, len_q=words, len_k=asked, head_dim=features, selector="aoa")
+    pair = [torch.randn(documents, length, features, requires_grad=True) for length in (words, asked)]
+    output = attnkern.attention_over_attention(*pair, backend="triton")
+    forward = sum(done)
+    output.sum().backward()
+    for which, products in (("forward", forward), ("backward", sum(done) - forward)):
+        passes = mac.passes(problem, which, backend="triton")
+        assert products == sum(each.pairs * (each.features // 16 * 16) for each in passes), which
 
 
 def test_the_tiles_of_the_cuda_kernels():

@@ -16,6 +16,7 @@ CALLS = {
     "dropout": {"dropout_p": 0.3, "seed": 5, "softcap": 8.0},
     "window": {"window": (9, 4)},
     "gaussian": {"window": (9, 4), "sigma": 3.0, "query_offset": 7},
+    "renormalized": {"window": (90, 4), "sigma": 3.0, "query_offset": "end", "renormalize": True, "is_causal": True},
 }
 
 

@@ -16,13 +16,11 @@ import triton
 import triton.language as tl
 
 from attnkern.triton_kernels.centers import (
-    FARTHEST_SIGMAS,
     centered_row_bounds,
-    distance_in_sigmas,
+    gaussian_terms,
     keys_in_sight,
     load_gaussians,
     load_query_rows,
-    log_gaussian,
     store_query_rows,
     tile_anchors,
     tile_rows,
@@ -46,7 +44,7 @@ from attnkern.triton_kernels.scores import (
 
 @triton.jit
 def backward_query(
-    query, key, value, mask, offsets, cu_seq_q, cu_seq_k, seed, order, anchors, center, sigma,
+    query, key, value, mask, offsets, cu_seq_q, cu_seq_k, seed, order, anchors, nearest, mirror, sigma,
     lse, grad_output, grad_weights, row, entropy, grad_query, grad_center, grad_sigma,
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_mask_b, stride_mask_h, stride_mask_i, stride_mask_j, stride_ob, stride_oh, stride_om,
@@ -110,7 +108,7 @@ def backward_query(
         i, anchors, head_rows, begin_m, position, len_q, len_k, left, right, LEFT, RIGHT, CENTERED, CAUSAL, BLOCK_M
     )
     if GAUSSIAN != "none":
-        middle, width = load_gaussians(i, head_rows, center, sigma, len_q)
+        near, far, width = load_gaussians(i, head_rows, nearest, mirror, sigma, len_q)
     for PART in tl.static_range(2 if CENTERED else 0 if LEFT else 1, 3):
         part_begin, part_end = loop_part(PART, begin, end, inner_begin, inner_end, BLOCK_N)
         for begin_n in tl.range(part_begin, part_end, BLOCK_N):
@@ -122,8 +120,8 @@ def backward_query(
                 MASK, LEFT, RIGHT, CENTERED, CAUSAL, PART != 1, UNIT,
             )  # fmt: skip
             if GAUSSIAN != "none":
-                distance = distance_in_sigmas(j, middle, width)
-                gaussian = log_gaussian(distance, UNIT)
+                distance, square = gaussian_terms(j, near, far, width, GAUSSIAN)
+                gaussian = square * (-0.5 * UNIT)
             if GAUSSIAN == "inside":
                 score += gaussian
             product_gradient = capped
@@ -150,9 +148,8 @@ def backward_query(
                 )  # fmt: skip
                 if GAUSSIAN != "none":
                     part = tl.where(weight > 0, weight * gradient, 0.0) if GAUSSIAN == "after" else ds
-                    part *= tl.where(tl.abs(distance) < FARTHEST_SIGMAS, distance, 0.0)  # beyond, nothing moves it
-                    dcenter += tl.sum(part, 1)
-                    dsigma += tl.sum(part * distance, 1)
+                    dcenter += tl.sum(part * distance, 1)
+                    dsigma += tl.sum(part * square, 1)
                 if SOFTCAP:
                     ds *= cap_slope(capped, softcap, UNIT)
                 k = where_seen(score, k, MASK != "none" or CENTERED)
@@ -163,14 +160,14 @@ def backward_query(
         grad_query += batch * stride_dqb + head * stride_dqh + first_q * stride_dqm
         store_query_rows(grad_query, rows, begin_m, stride_dqm, len_q, dq * scale, HEAD_DIM, BLOCK_M, BLOCK_E, CENTERED)
         if GAUSSIAN != "none":
-            _, width = load_gaussians(rows, head_rows, center, sigma, len_q)
+            width = tl.load(sigma + head_rows + rows, mask=rows < len_q, other=1.0)
             tl.store(grad_center + head_rows + rows, dcenter / width, mask=rows < len_q)
             tl.store(grad_sigma + head_rows + rows, dsigma / width, mask=rows < len_q)
 
 
 @triton.jit
 def backward_key_value(
-    query, key, value, mask, offsets, cu_seq_q, cu_seq_k, seed, order, anchors, center, sigma,
+    query, key, value, mask, offsets, cu_seq_q, cu_seq_k, seed, order, anchors, nearest, mirror, sigma,
     lse, grad_output, grad_weights, row, entropy, grad_key, grad_value,
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_mask_b, stride_mask_h, stride_mask_i, stride_mask_j, stride_ob, stride_oh, stride_om,
@@ -244,8 +241,9 @@ def backward_key_value(
                     MASK, LEFT, RIGHT, CENTERED, CAUSAL, PART != 1, UNIT,
                 )  # fmt: skip
                 if GAUSSIAN != "none":
-                    middle, width = load_gaussians(i, head_rows, center, sigma, len_q)
-                    gaussian = log_gaussian(distance_in_sigmas(j, middle, width), UNIT)
+                    near, far, width = load_gaussians(i, head_rows, nearest, mirror, sigma, len_q)
+                    distance, square = gaussian_terms(j, near, far, width, GAUSSIAN)
+                    gaussian = square * (-0.5 * UNIT)
                 if GAUSSIAN == "inside":
                     score += gaussian
                 keep = j >= 0

@@ -4,11 +4,10 @@ import triton
 import triton.language as tl
 
 from attnkern.triton_kernels.centers import (
-    distance_in_sigmas,
+    gaussian_terms,
     keys_in_sight,
     load_gaussians,
     load_query_rows,
-    log_gaussian,
     tile_rows,
 )
 from attnkern.triton_kernels.gradients import load_lse, score_gradient
@@ -19,7 +18,7 @@ from attnkern.triton_kernels.scores import capped_scores, exponential, load_rows
 
 @triton.jit
 def backward_mask(
-    query, key, value, mask, offsets, cu_seq_q, cu_seq_k, seed, order, anchors, center, sigma,
+    query, key, value, mask, offsets, cu_seq_q, cu_seq_k, seed, order, anchors, nearest, mirror, sigma,
     lse, grad_output, grad_weights, row, entropy, grad_mask,
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_mask_b, stride_mask_h, stride_mask_i, stride_mask_j, stride_ob, stride_oh, stride_om,
@@ -89,8 +88,9 @@ def backward_mask(
                 MASK, LEFT, RIGHT, CENTERED, CAUSAL, True, UNIT,
             )  # fmt: skip
             if GAUSSIAN != "none":
-                middle, width = load_gaussians(i, head_rows, center, sigma, own_q)
-                gaussian = log_gaussian(distance_in_sigmas(j, middle, width), UNIT)
+                near, far, width = load_gaussians(i, head_rows, nearest, mirror, sigma, own_q)
+                distance, square = gaussian_terms(j, near, far, width, GAUSSIAN)
+                gaussian = square * (-0.5 * UNIT)
             if GAUSSIAN == "inside":
                 score += gaussian
             product_gradient = capped

@@ -95,21 +95,27 @@ def centered_row_bounds(first, last, anchors, len_q, left, right, LEFT: tl.const
 
 
 @triton.jit
-def load_gaussians(i, head_rows, center, sigma, len_q):
-    """Centres and sigmas of rows, in the shape of `i`."""
+def load_gaussians(i, head_rows, nearest, mirror, sigma, len_q):
+    """What backends/gaussian.py has of rows, in the shape of `i`."""
     places = head_rows + i
     inside = i < len_q
-    return tl.load(center + places, mask=inside, other=0.0), tl.load(sigma + places, mask=inside, other=1.0)
+    near = tl.load(nearest + places, mask=inside, other=0.0)
+    return near, tl.load(mirror + places, mask=inside, other=0.0), tl.load(sigma + places, mask=inside, other=1.0)
 
 
 @triton.jit
-def distance_in_sigmas(j, center, sigma):
-    return tl.minimum(tl.maximum((j - center) / sigma, -FARTHEST_SIGMAS), FARTHEST_SIGMAS)
+def in_sigmas(distance, sigma):
+    return tl.minimum(tl.maximum(distance / sigma, -FARTHEST_SIGMAS), FARTHEST_SIGMAS)
 
 
 @triton.jit
-def log_gaussian(distance, UNIT: tl.constexpr):
-    return distance * distance * (-0.5 * UNIT)
+def gaussian_terms(j, near, far, width, GAUSSIAN: tl.constexpr):
+    """Keys' distances in sigmas, and the squares that exponents are -0.5 of; from what `load_gaussians` found."""
+    distance = in_sigmas(j - near, width)
+    if GAUSSIAN == "inside":
+        return distance, distance * in_sigmas(j - far, width)
+    else:
+        return distance, distance * distance
 
 
 @triton.jit

@@ -7,11 +7,10 @@ import triton
 import triton.language as tl
 
 from attnkern.triton_kernels.centers import (
-    distance_in_sigmas,
+    gaussian_terms,
     keys_in_sight,
     load_gaussians,
     load_query_rows,
-    log_gaussian,
     store_query_rows,
     tile_rows,
 )
@@ -65,7 +64,7 @@ def combine_splits(
 
 @triton.jit
 def softmax_forward(
-    query, key, value, mask, offsets, cu_seq_q, cu_seq_k, seed, order, anchors, center, sigma, output, lse,
+    query, key, value, mask, offsets, cu_seq_q, cu_seq_k, seed, order, anchors, nearest, mirror, sigma, output, lse,
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_mask_b, stride_mask_h, stride_mask_i, stride_mask_j, stride_ob, stride_oh, stride_om,
     heads, group, tokens, len_q, len_k, splits, stride_os, all_rows, scale, softcap, query_offset, left, right,
@@ -123,7 +122,7 @@ def softmax_forward(
     if SPLIT:
         begin, end = share_of_keys(split, splits, begin, end, BLOCK_N)
     if GAUSSIAN != "none":
-        middle, width = load_gaussians(i, head_rows, center, sigma, len_q)
+        near, far, width = load_gaussians(i, head_rows, nearest, mirror, sigma, len_q)
     for PART in tl.static_range(2 if CENTERED else 0 if LEFT else 1, 3):
         part_begin, part_end = loop_part(PART, begin, end, inner_begin, inner_end, BLOCK_N)
         for begin_n in tl.range(part_begin, part_end, BLOCK_N):
@@ -136,7 +135,8 @@ def softmax_forward(
                 MASK, LEFT, RIGHT, CENTERED, CAUSAL, PART != 1, UNIT,
             )  # fmt: skip
             if GAUSSIAN != "none":
-                gaussian = log_gaussian(distance_in_sigmas(j, middle, width), UNIT)
+                distance, square = gaussian_terms(j, near, far, width, GAUSSIAN)
+                gaussian = square * (-0.5 * UNIT)
             if GAUSSIAN == "inside":
                 score += gaussian
             if ACTIVATION == "softmax":

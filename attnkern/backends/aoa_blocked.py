@@ -159,16 +159,22 @@ class _Pair:
         place.copy_(part.view(place.shape))
 
 
+def tile(length: int, width: int, dtype: torch.dtype, device: str) -> tuple[int, int]:
+    """Words of a document, and documents, of one tile against questions of `width`: it stays in a core's cache."""
+    scores = TILE_BYTES.get(device, TILE_BYTES_ELSEWHERE) // torch.promote_types(dtype, torch.float32).itemsize
+    words = min(max(FEWEST_WORDS, scores // width), length)
+    return words, max(1, scores // (width * words))
+
+
 def _pairs(document: Tensor, question: Tensor, *masks: Tensor | None) -> Iterator[_Pair]:
-    """The whole batch, as many at a time as keep a tile in a core's cache."""
+    """The whole batch, as many at a time as fit a tile."""
     batch, length, _ = document.shape
-    dtype = torch.promote_types(document.dtype, torch.float32)
-    budget = TILE_BYTES.get(document.device.type, TILE_BYTES_ELSEWHERE) // dtype.itemsize
     width = question.shape[1]
-    longest = min(max(FEWEST_WORDS, budget // width), length)
-    together = min(max(1, budget // (width * longest)), batch)
+    longest, together = tile(length, width, document.dtype, document.device.type)
+    together = max(1, min(together, batch))
+    dtype = torch.promote_types(document.dtype, torch.float32)
     space = question.new_empty(3, together * longest * width, dtype=dtype)
-    for begin in range(0, batch, max(1, together)):
+    for begin in range(0, batch, together):
         yield _Pair(slice(begin, min(begin + together, batch)), longest, space, document, question, *masks)
 
 

@@ -22,7 +22,7 @@ def forward(
     document: Tensor, question: Tensor, document_mask: Tensor | None, question_mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The attention `(B, Ld)`, the lse of rows `(B, Ld)` and columns `(B, Lq)`, and beta `(B, Lq)`."""
-    call = _Call(document, question, document_mask, question_mask)
+    call = Call(document, question, document_mask, question_mask)
     attention = document.new_empty(document.shape[:2])
     row_lse = torch.empty_like(attention, dtype=torch.float32)
     tops, totals, sums = (call.new_columns() for _ in range(3))
@@ -50,7 +50,7 @@ def backward(
     question_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of document and question."""
-    call = _Call(document, question, document_mask, question_mask)
+    call = Call(document, question, document_mask, question_mask)
     call.arguments |= {"grad_attention": grad.contiguous(), "row_lse": row_lse.contiguous(), "row_mean": row_lse}
     call.arguments["column_lse"] = column_lse.contiguous()
     sums, totals = call.new_columns(), call.new_columns()
@@ -82,10 +82,17 @@ def _nonzero(total: Tensor) -> Tensor:
     return torch.where(total > 0, total, 1.0)
 
 
-class _Call:
+class Call:
     """What every kernel may ask for, and how many programs it takes."""
 
-    def __init__(self, document: Tensor, question: Tensor, *masks: Tensor | None):
+    def __init__(
+        self,
+        document: Tensor,
+        question: Tensor,
+        document_mask: Tensor | None = None,
+        question_mask: Tensor | None = None,
+    ):
+        masks = document_mask, question_mask
         batch, len_d, features = document.shape
         len_q = question.shape[1]
         document, question = with_unit_stride(document), with_unit_stride(question)

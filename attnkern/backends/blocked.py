@@ -13,7 +13,6 @@ from attnkern import philox
 from attnkern.backends import banded, centered, sdpa, sequences, simpler, sparse, unnormalised
 from attnkern.backends.tiles import NEG_INF, Block, Tile, blocks, exp_
 from attnkern.problem import Gradients, Inputs, Problem, new_output
-from attnkern.reference import FARTHEST_SIGMAS
 
 FAR = -1e4  # its exponential is 0, and 0 * FAR is not NaN
 mac = unnormalised.forward
@@ -97,7 +96,8 @@ def backward(
     With `g = factor * (grad_output . value + grad_weights)`, absent terms being 0 and the factor dropout and Gaussian,
     `dS = p * (g - sum_j p_j g_j - row - entropy * (s - lse))`; `row` and `entropy` are `(B, H, Lq)`.
     With `z = (j - center) / sigma`, the gradients of center and sigma are the sums of t z / sigma and t z^2 / sigma,
-    where t is dS if the Gaussian is inside of the softmax (renormalize), else p g.
+    where t is p g, or dS if the Gaussian is inside of the softmax (renormalize); then z and z^2 are less those of the
+    nearest key, as the exponents are, and so is `lse` (see gaussian.py).
     The value's gradient is None without `grad_output`; `output` is what `softmax` returned, if it ran.
     Without a softmax (see `mac`) there is `grad_output` alone, and dS is g times the activation's derivative.
     """
@@ -235,12 +235,9 @@ class _RowTerms:
         return final, grad_score
 
     def _add_to_gaussian(self, tile: Tile, part: Tensor) -> None:
-        distance = tile.distance_in_sigmas
-        if distance.abs().amax() >= FARTHEST_SIGMAS:  # from there on, nothing moves it
-            distance = torch.where(distance.abs() < FARTHEST_SIGMAS, distance, 0.0)
-        part = part * distance
-        self.grad_center = self.grad_center + part.sum(-1, keepdim=True)
-        self.grad_sigma = self.grad_sigma + part.mul_(distance).sum(-1, keepdim=True)
+        distance, square = tile.gaussian
+        self.grad_center = self.grad_center + (part * distance).sum(-1, keepdim=True)
+        self.grad_sigma = self.grad_sigma + (part * square).sum(-1, keepdim=True)
 
     def _weight_gradient(self, tile: Tile) -> tuple[Tensor | None, Tensor | None]:
         """`g`, the gradient to the softmax's weights, and what multiplies them; None if absent."""

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from attnkern import philox
+from attnkern.backends.gaussian import Gaussians, gaussians
 from attnkern.backends.tiles import KEYS, NEG_INF, ROWS, TILE_BYTES, TILE_BYTES_ELSEWHERE, Block
 from attnkern.problem import UNLIMITED, Inputs, Problem
+from attnkern.reference import FARTHEST_SIGMAS
 
 FARTHEST = 2**30  # positions beyond lie there
 FEWEST_ROWS = 32  # of a run
-ALIKE = 16  # keys: runs whose widths differ by less may share a block
 
 
 class Order(NamedTuple):
@@ -35,9 +36,16 @@ class CenteredBlock(Block):
     """
 
     def __init__(
-        self, problem: Problem, inputs: Inputs, batch: slice, heads: slice, rows: tuple[int, int, int], order: Order
+        self,
+        problem: Problem,
+        inputs: Inputs,
+        batch: slice,
+        heads: slice,
+        rows: tuple[int, int, int],
+        order: Order,
+        gaussians: Gaussians | None,
     ):
-        self.problem, self.inputs = problem, inputs
+        self.problem, self.inputs, self._gaussians = problem, inputs, gaussians
         begin, end, size = rows
         device = inputs.query.device
         self._batch_index = torch.arange(batch.start, batch.stop, device=device).view(-1, 1, 1, 1)
@@ -109,10 +117,18 @@ class CenteredBlock(Block):
         reached = (band if bias is None else band + bias) > NEG_INF
         return reached.any(-2).flatten(0, 2).unsqueeze(-1)
 
-    def distance(self, keys: tuple[int, int]) -> Tensor:
-        """From each query's centre to each key, `(n, rows, keys)`."""
+    def gaussian(self, keys: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Each key's distance from the nearest one, and the square that its exponent is -0.5 of; in sigmas."""
         column = torch.arange(*keys, device=self._begin.device, dtype=self.problem.compute_dtype)
-        return column - (self.center - self._begin.flatten(0, 2).unsqueeze(-1))
+
+        def distance(middle: Tensor) -> Tensor:
+            middle = self.take_rows(middle).unsqueeze(-1) - self._begin.flatten(0, 2).unsqueeze(-1)
+            return (column - middle).div_(self.sigma).clamp_(-FARTHEST_SIGMAS, FARTHEST_SIGMAS)
+
+        from_nearest = distance(self._gaussians.nearest)
+        if not self.problem.renormalize:
+            return from_nearest, from_nearest * from_nearest
+        return from_nearest, distance(self._gaussians.mirror).mul_(from_nearest)
 
     def dropout_keep(self, keys: tuple[int, int]) -> Tensor:
         batch = self._batch_index + self.inputs.first
@@ -122,12 +138,8 @@ class CenteredBlock(Block):
         return keep.flatten(0, 2)
 
     @cached_property
-    def center(self) -> Tensor:
-        return self.take_rows(self.inputs.center).unsqueeze(-1)
-
-    @cached_property
     def sigma(self) -> Tensor:
-        return self.take_rows(self.inputs.sigma).unsqueeze(-1)
+        return self.take_rows(self._gaussians.sigma).unsqueeze(-1)
 
     @cached_property
     def _bounds(self) -> tuple[Tensor, Tensor]:
@@ -171,15 +183,15 @@ class CenteredBlock(Block):
         """Which of `_memory_rows` are those of `index`, the places of `keys` or else the queries."""
         width = tensor.shape[3:].numel()
         strides = [stride // width for stride in tensor.stride()[:3]]
-        if (keys, *strides) not in self._numbers_found:
+        if (found := (keys, *strides)) not in self._numbers_found:
             batch, head, place = (part * stride for part, stride in zip(index, strides))
-            self._numbers_found[keys, *strides] = (batch + head + place).flatten()
-        return self._numbers_found[keys, *strides]
+            self._numbers_found[found] = (batch + head + place).flatten()
+        return self._numbers_found[found]
 
 
 def blocks(problem: Problem, inputs: Inputs) -> Iterator[CenteredBlock]:
     """Every block of the problem, sized so that a tile of scores fits the cache."""
-    if 0 in (problem.batch, problem.heads, problem.len_q, problem.len_k):
+    if 0 in (problem.batch, problem.heads, problem.len_q):
         return
     left, right = problem.window
     bounded = UNLIMITED not in (left, right)
@@ -187,31 +199,30 @@ def blocks(problem: Problem, inputs: Inputs) -> Iterator[CenteredBlock]:
     span = min(problem.len_k, KEYS, 2 * rows + left + right if bounded else KEYS)
     size = torch.finfo(problem.compute_dtype).bits // 8
     budget = TILE_BYTES.get(problem.device, TILE_BYTES_ELSEWHERE)
-    together = max(1, budget // (size * rows * span))  # runs
+    together = max(1, budget // (size * rows * max(1, span)))  # runs
     heads_at_once = min(together, problem.heads)
     batches_at_once = min(max(1, together // problem.heads), problem.batch)
     runs = max(1, together // (heads_at_once * batches_at_once))
     whole = problem.len_q // rows * rows
-    order = _order(inputs.center, rows)
+    common = _order(inputs.center, rows), gaussians(problem, inputs)
     for b in range(0, problem.batch, batches_at_once):
         batch = slice(b, min(b + batches_at_once, problem.batch))
         for h in range(0, problem.heads, heads_at_once):
             heads = slice(h, min(h + heads_at_once, problem.heads))
             for row in range(0, whole, runs * rows):
-                yield CenteredBlock(problem, inputs, batch, heads, (row, min(row + runs * rows, whole), rows), order)
+                yield CenteredBlock(problem, inputs, batch, heads, (row, min(row + runs * rows, whole), rows), *common)
             if whole < problem.len_q:
                 rest = (whole, problem.len_q, problem.len_q - whole)
-                yield CenteredBlock(problem, inputs, batch, heads, rest, order)
+                yield CenteredBlock(problem, inputs, batch, heads, rest, *common)
 
 
 def _order(center: Tensor, size: int) -> Order:
-    """Whole runs of `size` queries come first, the narrower ones before the wider: those of a block see as many keys."""
+    """Whole runs of `size` queries come first, narrow ones before wide ones: those of a block see as many keys."""
     anchors = center.floor().nan_to_num(FARTHEST).clamp(-FARTHEST, FARTHEST).long()
     anchors, rows = anchors.sort(dim=-1, stable=True)
     whole = center.shape[-1] // size * size
     runs = anchors[..., :whole].unflatten(-1, (-1, size))
-    width = (runs[..., -1:] - runs[..., :1]) // ALIKE  # neighbours that are about as wide stay together
-    by_width = width.argsort(dim=-2, stable=True)
+    by_width = (runs[..., -1:] - runs[..., :1]).argsort(dim=-2, stable=True)
     for tensor in (rows, anchors):
         part = tensor[..., :whole].unflatten(-1, (-1, size))
         part.copy_(part.take_along_dim(by_width, -2))

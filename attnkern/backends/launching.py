@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attnkern import philox
 from attnkern.backends import tuning
+from attnkern.backends.gaussian import Gaussians, gaussians
 from attnkern.backends.memory import broadcastable, on_device_of
 from attnkern.packing import places
 from attnkern.problem import UNLIMITED, Inputs, Problem
@@ -50,7 +51,7 @@ def config_of(kernel, problem: Problem, run=None) -> tuning.Config:
 
 def arguments_of(problem: Problem, inputs: Inputs) -> dict:
     """What every kernel may ask for: tensors, strides, sizes and compile-time choices."""
-    query, key, value, mask, offsets, seed, cu_seq_q, cu_seq_k, center, sigma, _ = inputs
+    query, key, value, mask, offsets, seed, cu_seq_q, cu_seq_k, *_ = inputs
     left, right = problem.band
     stand_in = query  # for tensors that the compiled kernel never reads
     block_e, block_v = padded_widths(problem)
@@ -59,6 +60,9 @@ def arguments_of(problem: Problem, inputs: Inputs) -> dict:
         mask = broadcastable(mask.view(torch.uint8) if mask.dtype == torch.bool else mask)
         mask_strides = dict(zip(mask_strides, mask.stride()))
     anchors, order = _visiting_order(problem, inputs) if problem.center else (None, None)
+    around = dict.fromkeys(Gaussians._fields)
+    if problem.sigma:
+        around = {name: rows.contiguous() for name, rows in gaussians(problem, inputs)._asdict().items()}
     return {
         "query": query, "key": key, "value": value, "mask": stand_in if mask is None else mask,
         "offsets": stand_in if offsets is None else offsets,
@@ -66,8 +70,7 @@ def arguments_of(problem: Problem, inputs: Inputs) -> dict:
         "tokens": query.shape[2], "PACKED": problem.packed, "seed": stand_in if seed is None else seed,
         **strides(query, "qb", "qh", "qm"), **strides(key, "kb", "kh", "kn"), **strides(value, "vb", "vh", "vn"),
         **mask_strides,
-        "order": order, "anchors": anchors, "center": center.contiguous() if problem.sigma else None,
-        "sigma": sigma.contiguous() if problem.sigma else None,
+        "order": order, "anchors": anchors, **around,
         "heads": problem.heads, "group": problem.group, "len_q": problem.len_q, "len_k": problem.len_k,
         "scale": problem.scale, "softcap": problem.softcap,
         "query_offset": problem.query_offset or 0, "left": left, "right": right,

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from attnkern import philox
 from attnkern.problem import UNLIMITED, Inputs, Problem
-from attnkern.reference import FARTHEST_SIGMAS
 
 LOG2E = math.log2(math.e)
 NEG_INF = float("-inf")
@@ -182,7 +181,7 @@ class Tile:
         if bias is not None:
             block.as_heads(self.scores).add_(bias)
         if problem.renormalize:
-            self.scores.addcmul_(self.distance_in_sigmas, self.distance_in_sigmas, value=-0.5)
+            self.scores.add_(self.gaussian[1], alpha=-0.5)
         self.scores.clamp_(max=torch.finfo(self.scores.dtype).max)
 
     def value(self) -> Tensor:
@@ -197,14 +196,14 @@ class Tile:
             kept = philox.dropout_scale(problem.dropout_p)
             factor = self.block.dropout_keep(self.keys).to(problem.compute_dtype).mul_(kept)
         if problem.sigma and not problem.renormalize:
-            gaussian = torch.mul(self.distance_in_sigmas, self.distance_in_sigmas).mul_(-0.5 * LOG2E).exp2_()
+            gaussian = torch.mul(self.gaussian[1], -0.5 * LOG2E).exp2_()
             factor = gaussian if factor is None else factor.mul_(gaussian)
         return factor
 
     @cached_property
-    def distance_in_sigmas(self) -> Tensor:
-        """Of keys from the queries' centres: `(n, rows, keys)`."""
-        return self.block.distance(self.keys).div_(self.block.sigma).clamp_(-FARTHEST_SIGMAS, FARTHEST_SIGMAS)
+    def gaussian(self) -> tuple[Tensor, Tensor]:
+        """See `CenteredBlock.gaussian`."""
+        return self.block.gaussian(self.keys)
 
     def weights(self, lse: Tensor) -> Tensor:
         """Softmax weights given the rows' (finite) lse, before dropout; reuses the scores' memory."""

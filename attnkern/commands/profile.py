@@ -5,6 +5,7 @@ Without --model and --kind it is a BERT-like encoder with attnkern's attention.
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # read when torch's profiler first starts, which talks to itself
     for flag in ("json", "trace"):
         file = getattr(arguments, flag)
         if file is not None and (file.is_dir() or not file.parent.is_dir()):

@@ -190,9 +190,18 @@ def _hard(problem: Problem, backward: bool, through: set[str]) -> Count:
     return Count(useful_macs=macs, bytes=moved, exps=exps * dense)
 
 
+def _aoa(problem: Problem, backward: bool, through: set[str]) -> Count:
+    sizes, pairs, size = _Sizes(problem), problem.pairs(), problem.dtype.itemsize
+    moved = sizes.score * (sizes.queries + sizes.keys) * (1 + backward)  # backward, their gradients
+    moved += size * sizes.queries + sizes.sum * (sizes.queries + 2 * sizes.keys)  # attention; lse of both, and beta
+    macs = products.aoa_backward(problem) if backward else products.aoa(problem)
+    return Count(useful_macs=macs, bytes=moved, exps=2 * pairs)
+
+
 # A line for each selector: (problem, whether backward, which results have gradients) -> Count without issued MACs,
 # which are the backends' own (issued.py).
-COUNTERS = {"softmax": _softmax, "sample": _hard, "argmax": _hard} | dict.fromkeys(UNNORMALISED, _unnormalised)
+COUNTERS = {"softmax": _softmax, "sample": _hard, "argmax": _hard, "aoa": _aoa}
+COUNTERS |= dict.fromkeys(UNNORMALISED, _unnormalised)
 
 
 def _keys_seen(problem: Problem) -> int:
@@ -227,7 +236,7 @@ def _checked(problem: Problem, which: str, through: Iterable[str] | None) -> set
     if through is None:
         return {"output", "score", "lse"} if problem.selector in HARD else {"output"}
     through = {through} if isinstance(through, str) else set(through)
-    allowed = {"hard": HARD_RESULTS, "mac": ("output",)}.get(problem.kind, SOFT_RESULTS)
+    allowed = {"hard": HARD_RESULTS, "mac": ("output",), "aoa": ("output",)}.get(problem.kind, SOFT_RESULTS)
     if not through or not through <= set(allowed):
         raise ValueError(f"through must name some of {', '.join(allowed)}, got {sorted(through)}")
     return through

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from attnkern.backends import banded, hopper, sdpa, tiles, tuning
+from attnkern.backends.choose import load
 from attnkern.philox import SAMPLE_BLOCK
 from attnkern.problem import UNLIMITED, Problem
 
@@ -46,6 +47,8 @@ def passes(problem: Problem, operation: Operation, sources: Sources, backend: st
     """What the backend's kernels do of an operation, but for the gradient of a float mask."""
     if 0 in (problem.batch, problem.heads, problem.len_q, problem.len_k):
         return []
+    if problem.kind == "aoa":
+        return AOA_PASSES[backend](problem, operation == "backward")
     return PASSES[backend](problem, operation, sources)
 
 
@@ -171,6 +174,40 @@ PASSES = {
     "cuda": _cuda,
     "emulated": _cuda,
 }
+
+
+def _aoa_reference(problem: Problem, backward: bool) -> list[Pass]:
+    return [Pass("reference", problem.pairs(), 2 * problem.head_dim + 2 if backward else problem.head_dim + 1)]
+
+
+def _aoa_blocked(problem: Problem, backward: bool) -> list[Pass]:
+    """A document and its question that fit one tile keep its scores for the second sweep."""
+    pairs, score = problem.pairs(), problem.head_dim
+    words, _ = load("aoa_blocked").tile(problem.len_q, problem.len_k, problem.dtype, problem.device)
+    again = score * (words < problem.len_q)
+    if backward:
+        return [Pass("tiles, columns", pairs, score + 1), Pass("tiles", pairs, again + 2 * score + 1)]
+    return [Pass("tiles, columns", pairs, score), Pass("tiles", pairs, again + 1)]
+
+
+def _aoa_triton(problem: Problem, backward: bool) -> list[Pass]:
+    """Every kernel makes the scores anew; those of a gradient's chunks of features, for each chunk."""
+    backend = load("aoa_triton")
+    lengths, like = (problem.len_q, problem.len_k), {"dtype": problem.dtype, "device": "meta"}
+    call = backend.Call(*(torch.empty(problem.batch, length, problem.head_dim, **like) for length in lengths))
+    sizes, one = call.arguments, call.arguments["ONE_TILE"]
+    tile = sizes["BLOCK_M"] * sizes["BLOCK_N"]
+    pairs = call.row_tiles * tile * -(-problem.len_k // sizes["BLOCK_N"])
+    chunk, score = sizes["BLOCK_E"], call.chunks * sizes["BLOCK_E"]
+    if not backward:
+        found = [Pass("aoa_rows", pairs, score), Pass("aoa_columns", pairs, score)]
+        return found[one:] + [Pass("aoa_attention", pairs, score + 1)]
+    found = [Pass("aoa_grad_columns", pairs, score + 1), Pass("aoa_row_mean", pairs, score + 1)]
+    gradients = ("aoa_backward_document", "aoa_backward_question")
+    return found[: 2 - one] + [Pass(name, call.chunks * pairs, score + chunk + one) for name in gradients]
+
+
+AOA_PASSES = {"reference": _aoa_reference, "blocked": _aoa_blocked, "triton": _aoa_triton}
 
 
 def _by_query(problem: Problem, rows: int, keys: int, *, padded: bool = True, least: int = 0) -> int:

@@ -3,7 +3,7 @@
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from attnkern import reference
+from attnkern import products, reference
 from attnkern.backends.choose import choose, load
 from attnkern.ops import library, second_order
 from attnkern.ops.vmap import fold_into_batch
@@ -93,11 +93,14 @@ fold_into_batch("attention_over_attention_backward", _BATCHED, (0, 0))
 
 @register_flop_formula(torch.ops.attnkern.attention_over_attention)
 def _forward_flops(document, question, *_, **__) -> int:
-    """The scores twice: the document's distribution needs sums over all of them first."""
-    return 2 * document[0] * document[1] * question[1] * 2 * document[2]
+    return 2 * products.aoa(_problem(document, question))
 
 
 @register_flop_formula(torch.ops.attnkern.attention_over_attention_backward)
 def _backward_flops(grad_attention, row_lse, column_lse, beta, document, question, *_, **__) -> int:
-    """The scores twice, and the gradients of document and question."""
-    return 2 * document[0] * document[1] * question[1] * 4 * document[2]
+    return 2 * products.aoa_backward(_problem(document, question))
+
+
+def _problem(document, question) -> Problem:
+    """From shapes."""
+    return Problem(batch=document[0], len_q=document[1], len_k=question[1], head_dim=document[2])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from attnkern import reference
+from attnkern.backends.gaussian import lse_of_nearest, sight
 from attnkern.ops import library
 from attnkern.packing import Packing
 
@@ -66,10 +67,11 @@ def score_options(given: dict) -> dict:
 
 
 def softmax_results(**given) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, lse and weights."""
+    """Output, lse and weights; the lse relative to the nearest key's exponent with a Gaussian inside of the softmax."""
     value = given.get("value", given["key"])
     prior = {name: given[name] for name in ("center", "sigma", "renormalize") if name in given}
-    return reference.widened(
+    options = score_options(given)
+    output, lse, weights = reference.widened(
         reference.softmax_attention,
         given["query"],
         given["key"],
@@ -77,8 +79,13 @@ def softmax_results(**given) -> tuple[Tensor, Tensor, Tensor]:
         dropout_p=given["dropout_p"],
         seed=given["seed"],
         **prior,
-        **score_options(given),
+        **options,
     )
+    if given.get("renormalize"):
+        center, sigma = given["center"], given["sigma"]
+        rows = sight(center, given["max_k"], options["query_offset"], given["cu_seq_q"], given["cu_seq_k"])
+        lse = lse - lse_of_nearest(lse, center, sigma, options["window"], options["is_causal"], *rows)
+    return output, lse, weights
 
 
 def mac_result(**given) -> tuple[Tensor]:

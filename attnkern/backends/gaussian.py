@@ -1,0 +1,77 @@
+"""Gaussians around learned centres, as the backends compute them.
+
+Inside of a softmax only differences of exponents matter. Each row's are taken relative to that of the key nearest to
+the centre: with m the centre's other side as far away as that key n, `(j - c)^2 - (n - c)^2 = (j - n) (j - m)`. What
+all keys of a row have in common is never rounded, however far the centre lies outside or however narrow the Gaussian.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from attnkern.packing import places
+from attnkern.problem import UNLIMITED, Inputs, Problem
+from attnkern.reference import FARTHEST_SIGMAS
+
+NEG_INF = float("-inf")
+
+
+class Gaussians(NamedTuple):
+    """Exponents `-0.5 (j - nearest) (j - mirror) / sigma^2`, each `(B, H, Lq)`; both are the centre after a softmax."""
+
+    nearest: Tensor
+    mirror: Tensor
+    sigma: Tensor
+
+
+def gaussians(problem: Problem, inputs: Inputs) -> Gaussians | None:
+    if not problem.sigma:
+        return None
+    center, sigma = inputs.center, inputs.sigma
+    if not problem.renormalize:
+        return Gaussians(center, center, sigma)
+    offset = problem.query_offset if inputs.offsets is None else inputs.offsets
+    keys, position = sight(center, problem.len_k, offset, inputs.cu_seq_q, inputs.cu_seq_k)
+    near = nearest(center, problem.window, problem.causal, keys, position)
+    over = center.nan_to_num() - near
+    far = over.abs() >= FARTHEST_SIGMAS * sigma  # from there on the definition has all keys equally far
+    return Gaussians(near, near + torch.where(far, 0.0, 2 * over), sigma.masked_fill(far, float("inf")))
+
+
+def sight(
+    center: Tensor, len_k: int, query_offset: int | Tensor, cu_seq_q: Tensor | None, cu_seq_k: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """How many keys there are, and where queries stand among them: of rows `(B, H, Lq)`, or for each sequence's."""
+    rows, device = center.shape[-1], center.device
+    if cu_seq_q is None:
+        offset = torch.as_tensor(query_offset, device=device).reshape(-1, 1, 1)
+        return torch.full((), len_k, device=device), torch.arange(rows, device=device) + offset
+    sequence, position = places(cu_seq_q, rows)
+    offset = query_offset[sequence] if isinstance(query_offset, Tensor) else query_offset
+    return cu_seq_k.diff()[sequence], position + offset
+
+
+def nearest(center: Tensor, window: tuple[int, int], causal: bool, keys: Tensor, position: Tensor) -> Tensor:
+    """The key nearest to each centre of those in sight but for a mask, `(B, H, Lq)`; any one where none is in sight.
+
+    keys, position: as `sight` has them.
+    """
+    center = center.detach().nan_to_num()
+    near = center.round()
+    if window[1] != UNLIMITED:
+        near = torch.minimum(near, center.floor() + window[1])
+    near = torch.minimum(near, (keys - 1).to(center.dtype))
+    if causal:
+        near = torch.minimum(near, position.to(center.dtype))
+    return near.clamp(min=0)
+
+
+def lse_of_nearest(
+    lse: Tensor, center: Tensor, sigma: Tensor, window: tuple[int, int], causal: bool, keys: Tensor, position: Tensor
+) -> Tensor:
+    """What the operations leave out of a row's lse: its nearest key's exponent; 0 in an empty row."""
+    over = torch.where(lse == NEG_INF, 0.0, center - nearest(center, window, causal, keys, position))
+    far = over.abs() >= FARTHEST_SIGMAS * sigma
+    distance = torch.where(far, 0.0, over) / sigma
+    return -0.5 * torch.where(far, FARTHEST_SIGMAS, distance).square()
