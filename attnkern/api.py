@@ -5,7 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attnkern import checks, philox, reference
+from attnkern import checks, reference
+from attnkern.arguments import UNPACKED, PackingArguments, autocast, checked, seed_tensor
 from attnkern.backends.choose import choose
 from attnkern.ops import aoa, mac
 from attnkern.ops.centered import centered_attention
@@ -31,6 +32,10 @@ def global_attention(
     *,
     query_offset: Offset = 0,
     softcap: float = 0.0,
+    cu_seq_q: Tensor | None = None,
+    cu_seq_k: Tensor | None = None,
+    max_q: int | None = None,
+    max_k: int | None = None,
     seed: int | Tensor | None = None,
     return_aux: AuxRequest | None = None,
     backend: str | None = None,
@@ -39,8 +44,12 @@ def global_attention(
 
     Arguments are those of `torch.nn.functional.scaled_dot_product_attention` wherever it has them.
 
+    Sequences of different lengths come without padding in one of two ways, and the result likewise: as jagged
+    NestedTensors `(B, H, *, E)`, or packed `(T, H, E)` with the arguments of `torch.nn.attention.varlen_attn`. What is
+    said of masks, offsets and random choices holds in each sequence as if it were padded to the longest.
+
     Args:
-        query: `(B, H, Lq, E)`; float16, bfloat16, float32 or float64.
+        query: `(B, H, Lq, E)`; float16, bfloat16, float32 or float64. Packed `(T, H, E)`.
         key: `(B, H, Lk, E)`; with `enable_gqa`, its heads divide the query's.
         value: `(B, H, Lk, Ev)`, heads as key's.
         attn_mask: broadcasts to `(B, H, Lq, Lk)` and is never expanded. Bool: True where a query may
@@ -51,13 +60,16 @@ def global_attention(
         enable_gqa: lets several query heads share a key head.
         query_offset: key position of query 0: an int, a `(B,)` tensor, or `"end"` for `Lk - Lq`.
         softcap: `c > 0` replaces scores by `c * tanh(score / c)`, before the mask.
+        cu_seq_q, cu_seq_k: int32 or int64 `(B + 1,)`: packed sequence `b` is tokens `cu_seq[b] ... cu_seq[b + 1] - 1`;
+            the last entry is the number of tokens. On a GPU these numbers are not checked.
+        max_q, max_k: lengths of the longest sequences of queries and of keys.
         seed: int or 0-d int64 tensor that fixes dropout; None draws one from torch's generator.
         return_aux: asks for the lse or the attention weights as well.
         backend: None chooses; a name is obeyed or refused.
 
     Returns:
-        Output `(B, H, Lq, Ev)`; with `return_aux`, `(output, Aux)`. A query with nothing to look at
-        gets output 0 and lse -inf.
+        Output `(B, H, Lq, Ev)`, packed `(T, H, Ev)`; with `return_aux`, `(output, Aux)`. A query with nothing to look
+        at gets output 0 and lse -inf. Packed, an lse is `(H, T)`; weights are those of padded sequences, 0 there.
 
     Raises:
         ValueError, TypeError: an argument is wrong; raised before any work.
@@ -65,7 +77,9 @@ def global_attention(
     """
     return _softmax_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
-        query_offset=query_offset, softcap=softcap, seed=seed, return_aux=return_aux, backend=backend,
+        query_offset=query_offset, softcap=softcap, seed=seed,
+        packing=PackingArguments(cu_seq_q, cu_seq_k, max_q, max_k),
+        return_aux=return_aux, backend=backend,
     )  # fmt: skip
 
 
@@ -85,6 +99,10 @@ def local_attention(
     renormalize: bool = False,
     query_offset: Offset = 0,
     softcap: float = 0.0,
+    cu_seq_q: Tensor | None = None,
+    cu_seq_k: Tensor | None = None,
+    max_q: int | None = None,
+    max_k: int | None = None,
     seed: int | Tensor | None = None,
     return_aux: AuxRequest | None = None,
     backend: str | None = None,
@@ -108,8 +126,9 @@ def local_attention(
         raise TypeError("window must be a pair (left, right), got None")
     return _softmax_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
-        query_offset=query_offset, softcap=softcap, seed=seed, return_aux=return_aux, backend=backend,
-        window=window, center=center, sigma=sigma, renormalize=renormalize,
+        query_offset=query_offset, softcap=softcap, seed=seed,
+        packing=PackingArguments(cu_seq_q, cu_seq_k, max_q, max_k),
+        return_aux=return_aux, backend=backend, window=window, center=center, sigma=sigma, renormalize=renormalize,
     )  # fmt: skip
 
 
@@ -128,6 +147,10 @@ def hard_attention(
     window: tuple[int, int] | None = None,
     query_offset: Offset = 0,
     softcap: float = 0.0,
+    cu_seq_q: Tensor | None = None,
+    cu_seq_k: Tensor | None = None,
+    max_q: int | None = None,
+    max_k: int | None = None,
     seed: int | Tensor | None = None,
     backend: str | None = None,
 ) -> HardAttention:
@@ -148,34 +171,30 @@ def hard_attention(
     Returns:
         HardAttention: output, index, score, lse, entropy, and the property `log_prob`.
     """
-    query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
-    checks.check_tensors(query, key, value, enable_gqa)
-    attn_mask = checks.check_mask(attn_mask, query, key)
-    query_offset, offsets = checks.check_offset(query_offset, query, key)
-    scale = checks.check_scalars(scale, softcap, 0.0, query)
+    call = checked(
+        query, key, value, attn_mask, is_causal, scale, enable_gqa, query_offset, softcap, window,
+        PackingArguments(cu_seq_q, cu_seq_k, max_q, max_k),
+    )  # fmt: skip
     checks.check_samples(num_samples)
-    checks.check_seed(seed, query.device)
-    left, right = checks.check_window(window)
+    if call.layout.nested is not None and num_samples is not None:
+        raise ValueError(f"num_samples must be None for nested tensors, got {num_samples}")
     draws = 1 if deterministic or num_samples is None else num_samples
-    seed = None if deterministic else _seed_tensor(seed, query.device)
+    checks.check_seed(seed, call.query.device)
+    seed = None if deterministic else seed_tensor(seed, call.query.device)
 
     if backend == "reference":
         result = reference.widened(
-            reference.hard_attention, query, key, value, attn_mask, is_causal=is_causal, scale=scale, softcap=softcap,
-            window=(left, right), query_offset=query_offset if offsets is None else offsets, num_samples=draws,
-            deterministic=deterministic, straight_through=straight_through, seed=seed,
+            reference.hard_attention, **call.reference(), num_samples=draws, deterministic=deterministic,
+            straight_through=straight_through, seed=seed,
         )  # fmt: skip
     else:
-        result = sample_attention(
-            query, key, value, attn_mask, offsets, seed, scale, softcap, is_causal, left, right, query_offset,
-            draws, deterministic, straight_through, backend,
-        )  # fmt: skip
+        result = sample_attention(*call.tensors(seed), *call.options, draws, deterministic, straight_through, backend)
     output, index, score, lse, entropy = result
     if num_samples is None:
-        return HardAttention(output[0], index[0], score[0], lse, entropy)
-    if draws != num_samples:
+        output, index, score = output[0], index[0], score[0]
+    elif draws != num_samples:
         output, index, score = (t.expand(num_samples, *t.shape[1:]) for t in (output, index, score))
-    return HardAttention(output, index, score, lse, entropy)
+    return HardAttention(call.layout.output(output), *map(call.layout.rows, (index, score, lse, entropy)))
 
 
 def attention_over_attention(
@@ -207,7 +226,7 @@ def attention_over_attention(
         ValueError, TypeError: an argument is wrong, or a length is 0; raised before any work.
         UnsupportedProblem: the named backend cannot run this.
     """
-    document, question = _autocast(document, question)
+    document, question = autocast(document, question)
     checks.check_pair(document, question)
     checks.check_words("document_mask", document_mask, document)
     checks.check_words("question_mask", question_mask, question)
@@ -262,101 +281,50 @@ def mac_attention(
     if activation == "softmax":
         return _softmax_attention(
             query, key, value, attn_mask, 0.0, is_causal, scale, enable_gqa, query_offset=query_offset,
-            softcap=softcap, seed=None, return_aux=None, backend=backend, window=window,
+            softcap=softcap, seed=None, backend=backend, window=window,
         )  # fmt: skip
-    query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
-    checks.check_tensors(query, key, value, enable_gqa)
-    attn_mask = checks.check_mask(attn_mask, query, key)
-    query_offset, offsets = checks.check_offset(query_offset, query, key)
-    scale = checks.check_scalars(scale, softcap, 0.0, query)
-    left, right = checks.check_window(window)
-
+    call = checked(query, key, value, attn_mask, is_causal, scale, enable_gqa, query_offset, softcap, window)
     if backend == "reference":
-        return reference.widened(
-            reference.mac_attention, query, key, value, attn_mask, is_causal=is_causal, scale=scale, softcap=softcap,
-            window=(left, right), query_offset=query_offset if offsets is None else offsets, activation=activation,
-        )  # fmt: skip
-    return mac.mac_attention(
-        query, key, value, attn_mask, offsets, None, scale, softcap, is_causal, left, right, query_offset,
-        activation, backend,
-    )  # fmt: skip
+        return reference.widened(reference.mac_attention, **call.reference(), activation=activation)
+    return mac.mac_attention(*call.tensors(None), *call.options, activation, backend)
 
 
 def _softmax_attention(
-    query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
-    *, query_offset, softcap, seed, return_aux, backend, window=None, center=None, sigma=None, renormalize=False,
+    query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, *, query_offset, softcap, seed, backend,
+    packing=UNPACKED, return_aux=None, window=None, center=None, sigma=None, renormalize=False,
 ):  # fmt: skip
-    query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
-    checks.check_tensors(query, key, value, enable_gqa)
-    attn_mask = checks.check_mask(attn_mask, query, key)
-    query_offset, offsets = checks.check_offset(query_offset, query, key)
-    scale = checks.check_scalars(scale, softcap, dropout_p, query)
-    checks.check_seed(seed, query.device)
-    checks.check_gaussian(center, sigma, renormalize, query)
-    left, right = checks.check_window(window)
+    call = checked(
+        query, key, value, attn_mask, is_causal, scale, enable_gqa, query_offset, softcap, window, packing, dropout_p
+    )
+    checks.check_gaussian(center, sigma, renormalize, call.query)
     aux = checks.check_aux(return_aux)
-    seed = _seed_tensor(seed, query.device) if dropout_p else None
+    checks.check_seed(seed, call.query.device)
+    tensors = call.tensors(seed_tensor(seed, call.query.device) if dropout_p else None)
 
     centered = center is not None or sigma is not None
     if backend is None and centered and aux.weights is not None:
         backend = "reference"  # the only one that writes weights around learned centres
     if backend == "reference":
         output, lse, weights = reference.widened(
-            reference.softmax_attention, query, key, value, attn_mask, is_causal=is_causal, scale=scale,
-            softcap=softcap, window=(left, right), query_offset=query_offset if offsets is None else offsets,
-            center=center, sigma=sigma, renormalize=renormalize, dropout_p=dropout_p, seed=seed,
+            reference.softmax_attention, **call.reference(), center=center, sigma=sigma, renormalize=renormalize,
+            dropout_p=dropout_p, seed=tensors[5],
         )  # fmt: skip
         if aux.weights == "mean":
             weights = weights.mean(1)
     elif centered:
         if aux.weights is not None:
-            inputs = Inputs(query, key, value, attn_mask, offsets)
-            options = (scale, softcap, is_causal, left, right, query_offset)
-            choose(describe(inputs, *options, center=True, sigma=sigma is not None, weights=aux.weights), backend)
-        center, sigma = _gaussian(query, center, sigma, query_offset if offsets is None else offsets)
-        output, lse = centered_attention(
-            query, key, value, attn_mask, offsets, seed, center, sigma, scale, softcap, is_causal, left, right,
-            query_offset, renormalize, dropout_p, backend,
-        )  # fmt: skip
+            choices = {"center": True, "sigma": sigma is not None, "weights": aux.weights}
+            choose(describe(Inputs(*tensors), *call.options, **choices), backend)
+        center, sigma = call.gaussian(center, sigma)
+        output, lse = centered_attention(*tensors, center, sigma, *call.options, renormalize, dropout_p, backend)
     else:
-        options = (scale, softcap, is_causal, left, right, query_offset, dropout_p)
-        output, lse = softmax_attention(query, key, value, attn_mask, offsets, seed, *options, backend)
+        output, lse = softmax_attention(*tensors, *call.options, dropout_p, backend)
         if aux.weights is not None:
+            query, key, _, *others = tensors
             weights = attention_weights(
-                query, key, lse.detach(), attn_mask, offsets, seed, *options, aux.weights == "mean", backend
+                query, key, lse.detach(), *others, *call.options, dropout_p, aux.weights == "mean", backend
             )
+    output = call.layout.output(output)
     if return_aux is None:
         return output
-    return output, Aux(lse if aux.lse else None, weights if aux.weights is not None else None)
-
-
-def _gaussian(
-    query: Tensor, center: Tensor | None, sigma: float | Tensor | None, query_offset: int | Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """A centre and a sigma for every query `(B, H, Lq)`, in the dtype of the sums."""
-    dtype, rows = torch.promote_types(query.dtype, torch.float32), query.shape[:3]
-    if center is None:
-        center = reference.positions(query.shape[2], query_offset, query.device)
-    if sigma is not None and not isinstance(sigma, Tensor):
-        sigma = torch.full((), sigma, dtype=dtype, device=query.device)
-    return center.to(dtype).expand(rows), None if sigma is None else sigma.to(dtype).expand(rows)
-
-
-def _autocast(*tensors):
-    """Under autocast, products run in its dtype, as torch's own attention does."""
-    first = tensors[0]
-    if not isinstance(first, Tensor) or first.is_meta or not torch.is_autocast_enabled(first.device.type):
-        return tensors
-    dtype = torch.get_autocast_dtype(first.device.type)
-    return tuple(
-        t.to(dtype) if isinstance(t, Tensor) and t.dtype.is_floating_point and t.dtype != torch.float64 else t
-        for t in tensors
-    )
-
-
-def _seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
-    if seed is None:
-        return philox.draw_seed(device)
-    if isinstance(seed, Tensor):
-        return seed
-    return torch.full((), seed, dtype=torch.int64, device=device)
+    return output, Aux(call.layout.rows(lse) if aux.lse else None, weights if aux.weights is not None else None)

@@ -1,37 +1,42 @@
 """What a call must satisfy before anything is launched: each error names argument, expected and given."""
 
+import itertools
 import math
 
 import torch
 from torch import Tensor
 
+from attnkern.packing import Packing
 from attnkern.problem import UNLIMITED, UNNORMALISED
 from attnkern.results import AuxRequest
 
 FARTHEST = 1 << 28  # positions and windows beyond it see as much as those at it: no sequence is as long
 
 
-def check_tensors(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
-    """`query (B, H, Lq, E)`, `key (B, Hkv, Lk, E)`, `value (B, Hkv, Lk, Ev)`, one dtype, one device."""
+def check_tensors(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool, packed: bool = False) -> None:
+    """`query (B, H, Lq, E)`, `key (B, Hkv, Lk, E)`, `value (B, Hkv, Lk, Ev)`; packed `(T, H, E)`; one dtype, device."""
+    dims = "(tokens, heads, features)" if packed else "(batch, heads, length, features)"
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
-        if tensor.dim() != 4:
-            raise ValueError(f"{name} must have 4 dimensions (batch, heads, length, features), got {_shape(tensor)}")
+        if tensor.dim() != (3 if packed else 4):
+            raise ValueError(f"{name} must have {3 if packed else 4} dimensions {dims}, got {_shape(tensor)}")
         if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
             raise TypeError(f"{name} must have a floating-point dtype of 16 bits or more, got {tensor.dtype}")
         if tensor.dtype != query.dtype:
             raise TypeError(f"{name} must have the dtype of query, {query.dtype}, got {tensor.dtype}")
         if tensor.device != query.device:
             raise ValueError(f"{name} must be on the device of query, {query.device}, got {tensor.device}")
-        if tensor.shape[0] != query.shape[0]:
+        if not packed and tensor.shape[0] != query.shape[0]:
             raise ValueError(f"{name} must have the batch size of query, {query.shape[0]}, got {_shape(tensor)}")
-    if key.shape[3] != query.shape[3]:
-        raise ValueError(f"key must have the features of query, {query.shape[3]}, got {_shape(key)}")
-    if key.shape[3] == 0:
+        if tensor.is_nested != query.is_nested or tensor.is_nested and not _is_jagged(tensor):
+            raise ValueError(f"{name} must be nested where query is, jagged (B, H, *, E) and contiguous")
+    if key.shape[-1] != query.shape[-1]:
+        raise ValueError(f"key must have the features of query, {query.shape[-1]}, got {_shape(key)}")
+    if key.shape[-1] == 0:
         raise ValueError(f"query must have at least one feature, got {_shape(query)}")
-    if value.shape[1:3] != key.shape[1:3]:
-        raise ValueError(f"value must have the heads and length of key, {tuple(key.shape[1:3])}, got {_shape(value)}")
+    if value.shape[:-1] != key.shape[:-1]:
+        raise ValueError(f"value must have the heads and length of key, {tuple(key.shape[1:-1])}, got {_shape(value)}")
     heads, kv_heads = query.shape[1], key.shape[1]
     if heads != kv_heads and not enable_gqa:
         raise ValueError(f"key must have {heads} heads like query (or pass enable_gqa=True), got {_shape(key)}")
@@ -39,7 +44,53 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -
         raise ValueError(f"query's heads must be a multiple of key's {kv_heads}, got {_shape(query)}")
 
 
-def check_mask(attn_mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+def check_packing(
+    query: Tensor, key: Tensor, cu_seq_q: Tensor | None, cu_seq_k: Tensor | None, max_q: int | None, max_k: int | None
+) -> Packing | None:
+    """Of packed `(T, H, E)`; None if there is none.
+
+    Numbers are checked where reading them stops nothing: on a CPU, outside of a compiler.
+    """
+    given = {"cu_seq_q": cu_seq_q, "cu_seq_k": cu_seq_k, "max_q": max_q, "max_k": max_k}
+    if cu_seq_q is None:
+        for name, number in given.items():
+            if number is not None:
+                raise ValueError(f"{name} needs cu_seq_q, got None")
+        return None
+    for name, tensor in (("cu_seq_q", cu_seq_q), ("cu_seq_k", cu_seq_k)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"{name} must be int32 or int64, got {tensor.dtype}")
+        if tensor.dim() != 1 or tensor.shape[0] < 1 or tensor.shape != cu_seq_q.shape:
+            raise ValueError(f"{name} must have shape (sequences + 1,), like cu_seq_q, got {_shape(tensor)}")
+        if isinstance(query, Tensor) and tensor.device != query.device:
+            raise ValueError(f"{name} must be on the device of query, {query.device}, got {tensor.device}")
+    for name in ("max_q", "max_k"):
+        if not _is_int(given[name]):
+            raise TypeError(f"{name} must be the length of the longest sequence, an int, got {given[name]!r}")
+    if cu_seq_q.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_cu_seq("cu_seq_q", cu_seq_q, "query", query, "max_q", max_q)
+        _check_cu_seq("cu_seq_k", cu_seq_k, "key", key, "max_k", max_k)
+    return Packing(cu_seq_q, cu_seq_k, max_q, max_k)
+
+
+def _check_cu_seq(name: str, cu_seq: Tensor, of: str, tensor: Tensor, longest_name: str, longest: int) -> None:
+    bounds = cu_seq.tolist()
+    lengths = [end - begin for begin, end in itertools.pairwise(bounds)]
+    if bounds[0] != 0 or min(lengths, default=0) < 0:
+        raise ValueError(f"{name} must begin with 0 and never fall, got {bounds}")
+    if isinstance(tensor, Tensor) and bounds[-1] != tensor.shape[0]:
+        raise ValueError(f"{name} must end with {of}'s {tensor.shape[0]} tokens, got {bounds[-1]}")
+    if longest < max(lengths, default=0):
+        raise ValueError(f"{longest_name} must be at least {max(lengths)}, the longest in {name}, got {longest}")
+
+
+def _is_jagged(tensor: Tensor) -> bool:
+    return tensor.layout == torch.jagged and tensor._ragged_idx == 2 and tensor.transpose(1, 2).lengths() is None
+
+
+def check_mask(attn_mask: Tensor | None, query: Tensor, key: Tensor, packing: Packing | None = None) -> Tensor | None:
     """The mask as 4-d, unexpanded; bool (True: may look) or float (added to the scores)."""
     if attn_mask is None:
         return None
@@ -50,6 +101,8 @@ def check_mask(attn_mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor |
     if attn_mask.device != query.device:
         raise ValueError(f"attn_mask must be on the device of query, {query.device}, got {attn_mask.device}")
     full = (*query.shape[:3], key.shape[2])
+    if packing is not None:
+        full = (len(packing.cu_seq_q) - 1, query.shape[1], packing.max_q, packing.max_k)
     if attn_mask.dim() > 4:
         raise ValueError(f"attn_mask must have at most 4 dimensions, got {_shape(attn_mask)}")
     mask = attn_mask[(None,) * (4 - attn_mask.dim())]
@@ -61,11 +114,16 @@ def check_mask(attn_mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor |
     return mask
 
 
-def check_offset(query_offset: int | str | Tensor, query: Tensor, key: Tensor) -> tuple[int, Tensor | None]:
+def check_offset(
+    query_offset: int | str | Tensor, query: Tensor, key: Tensor, packing: Packing | None = None
+) -> tuple[int, Tensor | None]:
     """The position of query 0, as an int or as one int64 per batch element."""
+    batch = query.shape[0] if packing is None else len(packing.cu_seq_q) - 1
     if isinstance(query_offset, str):
         if query_offset != "end":
             raise ValueError(f"query_offset must be an int, a (batch,) tensor or 'end', got {query_offset!r}")
+        if packing is not None:
+            return 0, packing.cu_seq_k.diff().long() - packing.cu_seq_q.diff()
         return key.shape[2] - query.shape[2], None
     if not isinstance(query_offset, Tensor):
         if not _is_int(query_offset):
@@ -73,8 +131,8 @@ def check_offset(query_offset: int | str | Tensor, query: Tensor, key: Tensor) -
         return max(-FARTHEST, min(query_offset, FARTHEST)), None
     if query_offset.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"query_offset must be an int32 or int64 tensor, got {query_offset.dtype}")
-    if query_offset.shape != query.shape[:1]:
-        raise ValueError(f"query_offset must have shape ({query.shape[0]},), got {_shape(query_offset)}")
+    if query_offset.dim() != 1 or query_offset.shape[0] != batch:
+        raise ValueError(f"query_offset must have shape ({batch},), got {_shape(query_offset)}")
     if query_offset.device != query.device:
         raise ValueError(f"query_offset must be on the device of query, {query.device}, got {query_offset.device}")
     return 0, query_offset.to(torch.int64).clamp(-FARTHEST, FARTHEST)
@@ -105,7 +163,7 @@ def check_scalars(scale: float | None, softcap: float, dropout_p: float, query: 
     if not 0 <= softcap < math.inf:
         raise ValueError(f"softcap must be a finite number, 0 for none, got {softcap}")
     if scale is None:
-        return 1 / math.sqrt(query.shape[3])
+        return 1 / math.sqrt(query.shape[-1])
     if not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")
     return scale * 1.0

@@ -82,20 +82,23 @@ def gaussian_bias(w: Tensor, b: Tensor, len_q: int, len_k: int, *, query_offset:
     return -(w * _ahead(len_q, len_k, query_offset, w.device).square() + b).abs()
 
 
-def relative_bias(table: Tensor, len_q: int, len_k: int, *, query_offset: int = 0) -> Tensor:
+def relative_bias(table: Tensor, len_q: int, len_k: int, *, query_offset: int | Tensor = 0) -> Tensor:
     """A learned bias for each head and distance, those beyond the table's as its ends (Shaw et al. 2018's clipping).
 
     Args:
         table: `(H, 2 R + 1)`, for the distances `j - i` from -R to R; differentiable.
+        query_offset: an int, or one for each sentence, `(B,)`.
 
     Returns:
-        `(1, H, Lq, Lk)`.
+        `(1 | B, H, Lq, Lk)`.
     """
     if table.dim() != 2 or table.shape[1] % 2 == 0:
         raise ValueError(f"table must have shape (heads, 2 R + 1), got {tuple(table.shape)}")
     reach = table.shape[1] // 2
+    if isinstance(query_offset, Tensor):
+        query_offset = query_offset.view(-1, 1, 1)
     ahead = _ahead(len_q, len_k, query_offset, table.device).clamp(-reach, reach)
-    return table[:, ahead + reach].unsqueeze(0)
+    return table[:, ahead.view(-1, len_q, len_k) + reach].transpose(0, 1)
 
 
 def strided_pattern(length: int, stride: int, *, device=None) -> Tensor:
@@ -165,7 +168,7 @@ def transformer_xl(
     return query, torch.cat([key, torch.cat([cos, sin], -1).expand(*key.shape[:3], -1)], -1)
 
 
-def _ahead(len_q: int, len_k: int, query_offset: int, device) -> Tensor:
+def _ahead(len_q: int, len_k: int, query_offset: int | Tensor, device) -> Tensor:
     """How far each key lies ahead of each query, `(Lq, Lk)`."""
     return torch.arange(len_k, device=device) - torch.arange(len_q, device=device)[:, None] - query_offset
 

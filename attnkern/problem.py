@@ -26,6 +26,7 @@ class Problem:
         batch, heads, kv_heads, len_q, len_k, head_dim, value_dim: sizes. `kv_heads`, `len_k` and
             `value_dim` default to their query counterparts.
         dtype, device: of query, key and value; `device` is a type such as "cpu" or "cuda".
+        packed: `batch` sequences of different lengths lie one after another; `len_q`, `len_k` are the longest.
         scale, softcap, mask: how scores are made. `scale=None` is `1/sqrt(head_dim)`; `mask` is the
             kind of `attn_mask`.
         causal, window, query_offset: where a query may look. `query_offset=None` stands for a tensor
@@ -46,6 +47,7 @@ class Problem:
     value_dim: int | None = None
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
+    packed: bool = False
 
     scale: float | None = None
     softcap: float = 0.0
@@ -124,8 +126,9 @@ class Problem:
     def pairs(self) -> int:
         """Number of (query, key) pairs the prior admits, over batch and query heads.
 
-        Exact, but for what a tensor says: a mask is taken to hide nothing, and windows around learned centres, or at
-        offsets that differ in a batch, to lie inside the keys wherever they may.
+        Exact, but for what a tensor says: a mask is taken to hide nothing, packed sequences to be as long as the
+        longest, and windows around learned centres, or at offsets that differ in a batch, to lie inside the keys
+        wherever they may.
         """
         left, right = self.window if self.center else self.band
         if self.center or self.query_offset is None:
@@ -158,6 +161,7 @@ class Problem:
             self.selector: self.kind == "mac",
             "center": self.center,
             "sigma": self.sigma,
+            "packed": self.packed,
         }
         return " ".join([text, *(name for name, present in details.items() if present)])
 
@@ -168,6 +172,10 @@ class Inputs(NamedTuple):
     query `(B, H, Lq, E)`, key `(B, Hkv, Lk, E)`, value `(B, Hkv, Lk, Ev)`; attn_mask 4-d, each
     dimension full or 1; offsets `(B,)` where `Problem.query_offset` is None; seed 0-d int64; center and
     sigma `(B, H, Lq)` in the compute dtype where the Problem has them.
+
+    Packed: sequence b is rows `cu_seq_q[b] ... cu_seq_q[b + 1]` of a query `(1, H, T, E)`, and keys likewise; center
+    and sigma are `(1, H, T)`, masks and offsets as ever. first: what number its first batch element has for random
+    choices.
     """
 
     query: Tensor
@@ -176,8 +184,11 @@ class Inputs(NamedTuple):
     attn_mask: Tensor | None = None
     offsets: Tensor | None = None
     seed: Tensor | None = None
+    cu_seq_q: Tensor | None = None
+    cu_seq_k: Tensor | None = None
     center: Tensor | None = None
     sigma: Tensor | None = None
+    first: int = 0
 
 
 class Gradients(NamedTuple):

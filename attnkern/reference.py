@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attnkern import philox
+from attnkern.packing import Packing, padded
 from attnkern.results import HardAttention
 
 NEG_INF = float("-inf")
@@ -248,8 +249,19 @@ def _dropout_keep(weights: Tensor, dropout_p: float, seed: Tensor) -> Tensor:
     return philox.dropout_keep(seed, torch.arange(len_q, device=device), batch_heads, (0, len_k), dropout_p)
 
 
-def widened(function, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options):
+def widened(
+    function,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *,
+    packing: Packing | None = None,
+    **options,
+):
     """A reference in at least float32, its output and weights in the query's dtype: what `backend="reference"` runs."""
+    if packing is not None:
+        function = padded(function, packing)
     dtype = torch.promote_types(query.dtype, torch.float32)
     floats = {name: x for name, x in options.items() if isinstance(x, Tensor) and x.is_floating_point()}
     if attn_mask is not None:

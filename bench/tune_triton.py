@@ -20,6 +20,7 @@ import torch
 import triton
 
 from attnkern import Problem
+from attnkern.backends import launching
 from attnkern.backends import triton as backend
 from attnkern.backends.tuning import Config
 from attnkern.bench.results import machine
@@ -92,7 +93,7 @@ def configs(kernel: str, head_dim: int, kind: str) -> list[Config]:
 
 def default(kernel: str, head_dim: int, kind: str) -> Config:
     """The table's, for sm_90."""
-    return backend.tuning.candidates(kernel, problem(head_dim, kind, LENGTH), 90)[0]
+    return launching.tuning.candidates(kernel, problem(head_dim, kind, LENGTH), 90)[0]
 
 
 def fits(kernel: str, head_dim: int, config: Config) -> bool:
@@ -122,14 +123,14 @@ def launches(head_dim: int, kind: str, length: int, with_default: bool) -> dict[
     shape = (softmax.batch, softmax.heads, length, head_dim)
     query, key, value, gradient = (torch.randn(shape, dtype=torch.bfloat16, device="cuda") for _ in range(4))
     inputs = Inputs(query, key, value, seed=torch.tensor(7, device="cuda"))
-    found, launch = {}, backend._launch
+    found, launch = {}, launching.launch
 
     def keep(*arguments):
         found[arguments[0].__name__] = Launch(*arguments)
         if with_default:
             launch(*arguments)
 
-    with mock.patch.object(backend, "_launch", keep):
+    with mock.patch.object(launching, "launch", keep):
         output, lse = backend.softmax(softmax, inputs)
         backend.backward(softmax, inputs, lse, grad_output=gradient, output=output)
         backend.sample(hard, inputs)
@@ -138,14 +139,14 @@ def launches(head_dim: int, kind: str, length: int, with_default: bool) -> dict[
 
 def forced(config: Config):
     """While it lasts the backend launches every kernel with this tile."""
-    return mock.patch.object(backend.tuning, "config", lambda *_: config)
+    return mock.patch.object(launching.tuning, "config", lambda *_: config)
 
 
 def resources(launch: Launch) -> dict[str, int]:
     """Of the binary that runs: registers of a thread, those spilled, bytes of shared memory."""
     binaries, run = [], launch.kernel.run
     with mock.patch.object(launch.kernel, "run", lambda *a, **k: binaries.append(run(*a, **k))):
-        backend._launch(*launch)
+        launching.launch(*launch)
     binary = binaries[0]
     return {"registers": binary.n_regs, "spills": binary.n_spills, "shared_bytes": binary.metadata.shared}
 
@@ -172,7 +173,7 @@ def compile_one(kernel: str, head_dim: int, kind: str, config: Config) -> str | 
         if place not in _launches:
             _launches[place] = launches(*place, SHORT, with_default=False)
         with forced(config):
-            backend._launch(*_launches[place][kernel])
+            launching.launch(*_launches[place][kernel])
         torch.cuda.synchronize()
     except Exception as error:  # does not fit, or does not compile
         return f"{type(error).__name__}: {str(error)[:200]}"
@@ -202,7 +203,7 @@ def measured(launch: Launch, config: Config) -> dict:
     """Resources, and the median of its times."""
     with forced(config):
         found = resources(launch)
-        return found | {"ms": triton.testing.do_bench(lambda: backend._launch(*launch), 5, 25, return_mode="median")}
+        return found | {"ms": triton.testing.do_bench(lambda: launching.launch(*launch), 5, 25, return_mode="median")}
 
 
 def show_best(lines: list[dict]) -> None:

@@ -191,7 +191,10 @@ def run_naive(kind: str, tensors: dict[str, Tensor], case: Case, index: Tensor |
     if kind == "hard":
         found = run(kind, tensors, case, "reference", index.cpu())
     else:
-        widening, reference.widened = reference.widened, lambda function, *args, **options: function(*args, **options)
+        widening, reference.widened = (
+            reference.widened,
+            lambda function, *args, packing, **options: function(*args, **options),
+        )
         try:
             found = run(kind, tensors, case, "reference")
         finally:

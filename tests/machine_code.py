@@ -35,6 +35,8 @@ VARIANTS = {
         "dropout_p": 0.1,
         "query_offset": None,
     },
+    "decode": {"len_q": 1, "len_k": 4096, "causal": True, "query_offset": 4095},
+    "packed": {"packed": True, "causal": True},
     "centered everything": {
         "kv_heads": 1,
         "center": True,
@@ -74,13 +76,12 @@ def launches(variant: str, head_dim: int, dtype: torch.dtype, capability: int) -
     """Every kernel's arguments and default config for one self-attention, as the host side fills them."""
     if variant == "aoa":
         return aoa_launches(head_dim, dtype)
-    problem = Problem(
-        len_q=256, batch=2, heads=2, head_dim=head_dim, dtype=dtype, device="cuda", num_samples=4, requires_grad=True,
-        **VARIANTS[variant],
-    )  # fmt: skip
+    sizes = {"len_q": 256, "len_k": 256, "batch": 2, "heads": 2, "head_dim": head_dim}
+    choices = {"dtype": dtype, "device": "cuda", "num_samples": 4, "requires_grad": True}
+    problem = Problem(**(sizes | choices | VARIANTS[variant]))
     everything = variant.endswith("everything")
-    query = torch.zeros(2, 2, 256, head_dim, dtype=dtype)
-    key, value = (torch.zeros(2, problem.kv_heads, 256, head_dim, dtype=dtype) for _ in range(2))
+    query = torch.zeros(2, 2, problem.len_q, head_dim, dtype=dtype)
+    key, value = (torch.zeros(2, problem.kv_heads, problem.len_k, head_dim, dtype=dtype) for _ in range(2))
     mask = {
         "everything": torch.zeros(2, 1, 1, 256, dtype=dtype),
         "centered everything": torch.zeros(2, 1, 1, 256, dtype=dtype),
@@ -88,9 +89,14 @@ def launches(variant: str, head_dim: int, dtype: torch.dtype, capability: int) -
         "float": torch.zeros(2, 2, 256, 256),
         "relu": torch.zeros(1, 1, 1, 256),
     }.get(variant)
+    cu_seq = torch.tensor([0, 256, 512], dtype=torch.int32)
     offsets = torch.zeros(2, dtype=torch.int64) if everything else None
     center, sigma = (torch.ones(2, 2, 256) if problem.center else None for _ in range(2))
-    inputs = Inputs(query, key, value, mask, offsets, torch.zeros((), dtype=torch.int64), center, sigma)
+    seed = torch.zeros((), dtype=torch.int64)
+    inputs = Inputs(query, key, value, mask, offsets, seed, center=center, sigma=sigma)
+    if problem.packed:
+        tensors = (tensor.transpose(0, 1).flatten(1, 2)[None] for tensor in (query, key, value))
+        inputs = Inputs(*tensors, seed=seed, cu_seq_q=cu_seq, cu_seq_k=cu_seq)
     gradients = {"needs_mask": True} if everything else {}
     if everything and not problem.center:  # whose op gives a gradient to the output and the lse alone
         gradients |= {"grad_weights": torch.zeros(2, 2, 256, 256, dtype=dtype), "entropy": torch.zeros(2, 2, 256)}

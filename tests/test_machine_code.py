@@ -65,6 +65,19 @@ def test_no_spills_around_learned_centres(head_dim):
     assert all(case["wgmma"] for case in found)
 
 
+@pytest.mark.parametrize("capability", [80, 90])
+def test_a_step_of_decoding_does_not_spill(capability):
+    found = {case["kernel"]: case["spills"] for case in compiled(capability, 128, "bfloat16", "decode")}
+    assert found["softmax_forward"] == found["combine_splits"] == 0
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_no_spills_of_packed_sequences(capability):
+    found = compiled(capability, 64, "bfloat16", "packed")
+    assert len(found) == 6 and not any(case["spills"] for case in found)
+    assert capability == 80 or all(case["wgmma"] for case in found)
+
+
 @pytest.mark.parametrize(("capability", "head_dim", "dtype"), [(90, 80, "bfloat16"), (80, 32, "float32")])
 def test_every_option_compiles(capability, head_dim, dtype):
     """Window, float mask and its gradient, soft cap, dropout, grouped heads, offsets, entropy, weights, at once."""

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import attnkern
 from attnkern import AuxRequest, Problem
 
-NO_SCORE_OPTIONS = (0.25, 0.0, True, 5, -1, 2)  # scale, softcap, causal, left, right, query_offset
+# cu_seq_q, cu_seq_k; scale, softcap, causal, left, right, query_offset, max_q, max_k
+NO_SCORE_OPTIONS = (None, None, 0.25, 0.0, True, 5, -1, 2, 20, 30)
 
 
 def tensors(batch=2, heads=4, kv_heads=2, len_q=20, len_k=30, dim=8, **kwargs):

@@ -1,151 +1,98 @@
-"""A run that stops, however it stops, goes on as if it had not; bad lines and checkpoints are named."""
+"""Runs that stop and go on, and data files with bad lines."""
 
 import os
 import signal
-import warnings
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 from torch import nn
 
-from attnkern.training import BadCheckpoint, BadLine, Run, read_examples
-from attnkern.training import run as run_file
+from attnkern.training import BadLine, ResumeError, Run, read_examples
 
 
-class Tied(nn.Module):
-    """Two names for one weight, and chance in its forward."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
-        self.second.weight = self.first.weight
-
-    def forward(self, x):
-        return self.second(nn.functional.dropout(self.first(x).relu()))
+def parts(width=4):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(width, 8), nn.Dropout(0.5), nn.Linear(8, width))
+    model.append(nn.Linear(width, 8)).append(nn.Linear(8, width))
+    model[3].weight = model[0].weight  # tied weights stay tied
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    return {"model": model, "optimizer": optimizer, "schedule": schedule}
 
 
-def new_run(folder, seed=0, width=4, steps=12) -> tuple[Run, list]:
-    torch.manual_seed(seed)
-    model = Tied(width)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
-    run = Run(folder, steps=steps, save_every=5, model=model, optimizer=optimizer, schedule=schedule)
-    return run, [model, optimizer, schedule]
-
-
-def train(run, parts, after=lambda step: None) -> None:
-    model, optimizer, schedule = parts
+def train(folder, until=None, steps=12, **options):
+    torch.manual_seed(1)
+    found = parts(**options)
+    run = Run(folder, steps=steps, save_every=5, **found)
     for step in run:
-        loss = model(torch.rand(3, 4)).square().mean()
-        optimizer.zero_grad()
+        if step == until:
+            return run
+        x = torch.randn(16, 4)
+        loss = (found["model"](x) - x).square().mean()
+        found["optimizer"].zero_grad()
         loss.backward()
-        optimizer.step()
-        schedule.step()
+        found["optimizer"].step()
+        found["schedule"].step()
         run.log(loss=loss)
-        after(step)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    run, parts = new_run(tmp_path_factory.mktemp("whole"))
-    train(run, parts)
     return run
 
 
-def stops(at, how):
-    def after(step):
-        if step == at:
-            how()
-
-    return after
-
-
-def test_resumed_after_ctrl_c(whole, tmp_path):
-    """The step is finished and saved, although it is no fifth one."""
-    run, parts = new_run(tmp_path)
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(SystemExit, match="^stopped after 4 of 12 steps; the same command goes on$"):
-        train(run, parts, stops(3, lambda: os.kill(os.getpid(), signal.SIGINT)))
-    assert signal.getsignal(signal.SIGINT) is before
-    run, parts = new_run(tmp_path, seed=1)
-    torch.rand(5)  # what happens before the first step has no influence
-    assert run.step == 4
-    train(run, parts)
-    assert run.history == whole.history and len(run.history["loss"]) == 12
-    again, _ = new_run(tmp_path, seed=2)
-    assert list(again) == [] and again.history == whole.history
+def test_a_resumed_run_is_the_same_run(tmp_path):
+    whole = train(tmp_path / "whole")
+    train(tmp_path / "parts", until=7)  # as good as killed: two steps after a checkpoint
+    resumed = train(tmp_path / "parts")
+    assert resumed.step == 12 and resumed.history == whole.history and len(whole.history["loss"]) == 12
+    for left, right in zip(whole.stateful["model"].parameters(), resumed.stateful["model"].parameters()):
+        assert torch.equal(left, right)
+    again = train(tmp_path / "whole")
+    assert again.history == whole.history  # nothing was left to do
+    assert os.listdir(tmp_path / "whole") == ["checkpoint.safetensors"]
 
 
-def test_resumed_after_a_kill(whole, tmp_path, monkeypatch):
-    """Killed while it writes its second checkpoint: the first one is there."""
-
-    def half(tensors, path, metadata):
-        path.write_bytes(b"half")
-        raise MemoryError
-
-    run, parts = new_run(tmp_path)
-    with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        train(run, parts, stops(5, lambda: patch.setattr("safetensors.torch.save_file", half)))
-    run, parts = new_run(tmp_path, seed=1)
-    assert run.step == 5
-    train(run, parts)
-    assert run.history == whole.history
-    assert [file.name for file in tmp_path.iterdir()] == [run_file.FILE]
+def test_another_models_checkpoint(tmp_path):
+    train(tmp_path, steps=5)
+    with pytest.raises(ResumeError, match="holds another model: choose another folder"):
+        Run(tmp_path, steps=5, model=nn.Linear(3, 3))
+    with pytest.raises(ResumeError, match="has no teacher"):
+        Run(tmp_path, steps=5, teacher=nn.Linear(3, 3))
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"half")
+    with pytest.raises(ResumeError, match="is no checkpoint"):
+        train(tmp_path)
+    with pytest.raises(ValueError, match="save_every must be a positive int, got 0"):
+        Run(tmp_path / "new", steps=5, save_every=0)
 
 
-def test_a_checkpoint_of_another_model(whole):
-    with pytest.raises(BadCheckpoint, match="is of another model; .*size mismatch for first.weight") as error:
-        new_run(whole.folder, width=5)
-    assert "\n" not in str(error.value)
-    with pytest.raises(BadCheckpoint, match="holds model, optimizer, schedule, not network"):
-        Run(whole.folder, steps=12, network=Tied(4))
+LOOP = """
+import sys, time, torch
+from attnkern.training import Run
+for step in Run(sys.argv[1], steps=10**6, save_every=10**6, model=torch.nn.Linear(2, 2)):
+    print("step", step, flush=True)
+    time.sleep(0.01)
+"""
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
-def test_no_checkpoint(content, tmp_path):
-    file = tmp_path / run_file.FILE
-    if content is None:
-        from safetensors.torch import save_file
-
-        save_file({"weight": torch.ones(2)}, file)
-    else:
-        file.write_bytes(content)
-    with pytest.raises(BadCheckpoint, match="is no checkpoint of a run"):
-        new_run(tmp_path)
-
-
-def test_wrong_numbers(tmp_path):
-    for name in ("steps", "save_every"):
-        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-            Run(tmp_path, **{"steps": 3, name: 0})
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOOP, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while "step 3" not in process.stdout.readline():
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in errors
+    run = Run(tmp_path, steps=10**6, model=nn.Linear(2, 2))
+    assert run.step >= 4 and f"stopped after step {run.step}; run the same command again to go on" in errors
 
 
-def pair(line: str) -> tuple[str, str]:
-    left, found, right = line.partition("\t")
-    if not found:
-        raise ValueError("expected a tab")
-    return left, right
-
-
-def test_lines(tmp_path):
-    file = tmp_path / "data.tsv"
-    file.write_bytes("\ufeffein\t1\r\ndeux\t2\u2028\n".encode())
-    assert read_examples(file, pair) == [("ein", "1"), ("deux", "2\u2028")]
-    with file.open("ab") as end:
-        end.write(b"no tab\n\xff\t3\nthree\t3")
-    with pytest.raises(BadLine, match=r"data.tsv:3: expected a tab$"):
-        read_examples(file, pair)
-    with pytest.warns(UserWarning, match=r"skipped 2 bad lines of .*; the first is .*data.tsv:3: expected a tab$"):
-        assert read_examples(file, pair, skip_bad=True)[2:] == [("three", "3")]
-    with warnings.catch_warnings(action="error"), pytest.raises(BadLine, match=":4: not UTF-8"):
-        read_examples(file, str)
-
-
-def test_no_good_line(tmp_path):
-    file = tmp_path / "empty"
-    file.write_text("")
-    with pytest.raises(BadLine, match="empty: no examples$"):
-        read_examples(file, pair)
-    file.write_text("x\n")
-    with pytest.raises(BadLine, match="no examples; the first bad line is .*empty:1"):
-        read_examples(file, pair, skip_bad=True)
+def test_bad_lines(tmp_path):
+    path = tmp_path / "numbers.txt"
+    path.write_bytes(b"1\n2\r\nthree\n\xff\n5")
+    with pytest.raises(BadLine, match=r"numbers.txt:3: invalid literal for int\(\) with base 10: 'three'"):
+        read_examples(path, int)
+    with pytest.warns(UserWarning, match=r"2 of 5 lines skipped: .*:3: .*:4: 'utf-8' codec"):
+        assert read_examples(path, int, skip_bad=True) == [1, 2, 5]

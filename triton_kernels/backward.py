@@ -28,6 +28,7 @@ from attnkern.triton_kernels.centers import (
     tile_rows,
 )
 from attnkern.triton_kernels.gradients import load_lse, score_gradient, weight_gradient
+from attnkern.triton_kernels.packing import sequence
 from attnkern.triton_kernels.random import dropout_keep
 from attnkern.triton_kernels.scores import (
     cap_slope,
@@ -45,17 +46,18 @@ from attnkern.triton_kernels.scores import (
 
 @triton.jit
 def backward_query(
-    query, key, value, mask, offsets, seed, order, anchors, center, sigma, lse, grad_output, grad_weights, row, entropy,
-    grad_query, grad_center, grad_sigma,
+    query, key, value, mask, offsets, cu_seq_q, cu_seq_k, seed, order, anchors, center, sigma,
+    lse, grad_output, grad_weights, row, entropy, grad_query, grad_center, grad_sigma,
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_mask_b, stride_mask_h, stride_mask_i, stride_mask_j, stride_ob, stride_oh, stride_om,
     stride_gb, stride_gh, stride_gi, stride_gj, stride_dqb, stride_dqh, stride_dqm,
-    heads, group, len_q, len_k, scale, softcap, query_offset, left, right, dropout_threshold, dropout_scale,
+    heads, group, tokens, len_q, len_k, scale, softcap, query_offset, left, right, dropout_threshold, dropout_scale,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
-    MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
-    DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ENTROPY: tl.constexpr,
-    MEAN: tl.constexpr, ACTIVATION: tl.constexpr, CENTERED: tl.constexpr, CAUSAL: tl.constexpr, GAUSSIAN: tl.constexpr,
-    PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    MASK: tl.constexpr, OFFSETS: tl.constexpr, PACKED: tl.constexpr, SOFTCAP: tl.constexpr,
+    LEFT: tl.constexpr, RIGHT: tl.constexpr, DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr, MEAN: tl.constexpr, ACTIVATION: tl.constexpr, CENTERED: tl.constexpr,
+    CAUSAL: tl.constexpr, GAUSSIAN: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of queries of one head: `grad_query = scale * dS key`.
 
@@ -70,11 +72,15 @@ def backward_query(
     head = (batch_head % heads).to(tl.int64)
     begin_m = tile * BLOCK_M
 
-    key += batch * stride_kb + head // group * stride_kh
-    value += batch * stride_vb + head // group * stride_vh
+    first_q, first_k, len_q, len_k, head_rows = sequence(
+        cu_seq_q, cu_seq_k, batch, head, heads, tokens, len_q, len_k, PACKED
+    )
+    if PACKED:
+        len_k = tl.where(begin_m < len_q, len_k, 0)  # nothing to do for tiles past the end
+    key += batch * stride_kb + head // group * stride_kh + first_k * stride_kn
+    value += batch * stride_vb + head // group * stride_vh + first_k * stride_vn
     mask += batch * stride_mask_b + head * stride_mask_h
     grad_weights += batch * stride_gb + head * stride_gh
-    head_rows = batch_head.to(tl.int64) * len_q
     row += head_rows
     entropy += head_rows
     position = query_offset
@@ -84,14 +90,14 @@ def backward_query(
     if DROPOUT:
         seed_value = tl.load(seed)
 
-    rows = tile_rows(order, batch_head, begin_m, len_q, CENTERED, BLOCK_M)
+    rows = tile_rows(order, head_rows, begin_m, len_q, CENTERED, BLOCK_M)
     i = rows[:, None]
-    query += batch * stride_qb + head * stride_qh
+    query += batch * stride_qb + head * stride_qh + first_q * stride_qm
     q = load_query_rows(query, rows, begin_m, stride_qm, 0, len_q, HEAD_DIM, BLOCK_M, BLOCK_E, CENTERED)
     row_lse = load_lse(lse + head_rows, i, len_q, UNIT)
     do = q
     if HAS_OUTPUT:
-        grad_output += batch * stride_ob + head * stride_oh
+        grad_output += batch * stride_ob + head * stride_oh + first_q * stride_om
         do = load_query_rows(grad_output, rows, begin_m, stride_om, 0, len_q, VALUE_DIM, BLOCK_M, BLOCK_V, CENTERED)
     if MEAN:
         mean = tl.zeros((BLOCK_M,), tl.float32)
@@ -101,10 +107,10 @@ def backward_query(
             dcenter = tl.zeros((BLOCK_M,), tl.float32)
             dsigma = tl.zeros((BLOCK_M,), tl.float32)
     anchor, begin, end, inner_begin, inner_end = keys_in_sight(
-        i, anchors, batch_head, begin_m, position, len_q, len_k, left, right, LEFT, RIGHT, CENTERED, CAUSAL, BLOCK_M
+        i, anchors, head_rows, begin_m, position, len_q, len_k, left, right, LEFT, RIGHT, CENTERED, CAUSAL, BLOCK_M
     )
     if GAUSSIAN != "none":
-        middle, width = load_gaussians(i, batch_head, center, sigma, len_q)
+        middle, width = load_gaussians(i, head_rows, center, sigma, len_q)
     for PART in tl.static_range(2 if CENTERED else 0 if LEFT else 1, 3):
         part_begin, part_end = loop_part(PART, begin, end, inner_begin, inner_end, BLOCK_N)
         for begin_n in tl.range(part_begin, part_end, BLOCK_N):
@@ -154,27 +160,27 @@ def backward_query(
     if MEAN:
         tl.store(row + rows, mean, mask=rows < len_q)
     else:
-        grad_query += batch * stride_dqb + head * stride_dqh
+        grad_query += batch * stride_dqb + head * stride_dqh + first_q * stride_dqm
         store_query_rows(grad_query, rows, begin_m, stride_dqm, len_q, dq * scale, HEAD_DIM, BLOCK_M, BLOCK_E, CENTERED)
         if GAUSSIAN != "none":
-            _, width = load_gaussians(rows, batch_head, center, sigma, len_q)
+            _, width = load_gaussians(rows, head_rows, center, sigma, len_q)
             tl.store(grad_center + head_rows + rows, dcenter / width, mask=rows < len_q)
             tl.store(grad_sigma + head_rows + rows, dsigma / width, mask=rows < len_q)
 
 
 @triton.jit
 def backward_key_value(
-    query, key, value, mask, offsets, seed, order, anchors, center, sigma, lse, grad_output, grad_weights, row, entropy,
-    grad_key, grad_value,
+    query, key, value, mask, offsets, cu_seq_q, cu_seq_k, seed, order, anchors, center, sigma,
+    lse, grad_output, grad_weights, row, entropy, grad_key, grad_value,
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_mask_b, stride_mask_h, stride_mask_i, stride_mask_j, stride_ob, stride_oh, stride_om,
     stride_gb, stride_gh, stride_gi, stride_gj, stride_dkb, stride_dkh, stride_dkn, stride_dvb, stride_dvh, stride_dvn,
-    heads, group, len_q, len_k, scale, softcap, query_offset, left, right, dropout_threshold, dropout_scale,
+    heads, group, tokens, len_q, len_k, scale, softcap, query_offset, left, right, dropout_threshold, dropout_scale,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
-    MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
-    DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ENTROPY: tl.constexpr,
-    ACTIVATION: tl.constexpr, CENTERED: tl.constexpr, CAUSAL: tl.constexpr, GAUSSIAN: tl.constexpr,
-    PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    MASK: tl.constexpr, OFFSETS: tl.constexpr, PACKED: tl.constexpr, SOFTCAP: tl.constexpr,
+    LEFT: tl.constexpr, RIGHT: tl.constexpr, DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr, ACTIVATION: tl.constexpr, CENTERED: tl.constexpr, CAUSAL: tl.constexpr,
+    GAUSSIAN: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of keys of one key head: `grad_key = scale * dS^T query`, `grad_value = P^T dO`.
 
@@ -185,6 +191,11 @@ def backward_key_value(
     batch = (tl.program_id(0) // tiles // kv_heads).to(tl.int64)
     kv_head = (tl.program_id(0) // tiles % kv_heads).to(tl.int64)
     begin_n = tl.program_id(0) % tiles * BLOCK_N
+    first_q, first_k, len_q, len_k, first_head_rows = sequence(
+        cu_seq_q, cu_seq_k, batch, kv_head * group, heads, tokens, len_q, len_k, PACKED
+    )
+    if PACKED:
+        len_q = tl.where(begin_n < len_k, len_q, 0)  # nothing to do for tiles past the end
     position = query_offset
     if OFFSETS:
         position = tl.load(offsets + batch).to(tl.int32)
@@ -193,12 +204,10 @@ def backward_key_value(
         seed_value = tl.load(seed)
 
     j = (begin_n + tl.arange(0, BLOCK_N))[:, None]
-    k = load_rows(
-        key + batch * stride_kb + kv_head * stride_kh, begin_n, stride_kn, 0, len_k, HEAD_DIM, BLOCK_N, BLOCK_E
-    )
-    v = load_rows(
-        value + batch * stride_vb + kv_head * stride_vh, begin_n, stride_vn, 0, len_k, VALUE_DIM, BLOCK_N, BLOCK_V
-    )
+    key += batch * stride_kb + kv_head * stride_kh + first_k * stride_kn
+    value += batch * stride_vb + kv_head * stride_vh + first_k * stride_vn
+    k = load_rows(key, begin_n, stride_kn, 0, len_k, HEAD_DIM, BLOCK_N, BLOCK_E)
+    v = load_rows(value, begin_n, stride_vn, 0, len_k, VALUE_DIM, BLOCK_N, BLOCK_V)
     dk = tl.zeros((BLOCK_N, BLOCK_E), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
     first = begin_n
@@ -209,18 +218,19 @@ def backward_key_value(
     for member in range(0, group):
         head = kv_head * group + member
         batch_head = batch * heads + head
-        head_query = query + batch * stride_qb + head * stride_qh
+        head_rows = first_head_rows + member * (tokens if PACKED else len_q)
+        head_query = query + batch * stride_qb + head * stride_qh + first_q * stride_qm
         head_mask = mask + batch * stride_mask_b + head * stride_mask_h
-        head_grad_output = grad_output + batch * stride_ob + head * stride_oh
+        head_grad_output = grad_output + batch * stride_ob + head * stride_oh + first_q * stride_om
         head_grad_weights = grad_weights + batch * stride_gb + head * stride_gh
         if CENTERED:
-            begin, end = centered_row_bounds(first, last, anchors + batch_head * len_q, len_q, left, right, LEFT, RIGHT)
+            begin, end = centered_row_bounds(first, last, anchors + head_rows, len_q, left, right, LEFT, RIGHT)
             inner_begin, inner_end = 0, 0  # all tiles are edges
         high = len_q if CENTERED else end  # of row numbers
         for PART in tl.static_range(2 if CENTERED else 0 if RIGHT else 1, 3):
             part_begin, part_end = loop_part(PART, begin, end, inner_begin, inner_end, BLOCK_M)
             for begin_m in tl.range(part_begin, part_end, BLOCK_M):
-                rows = tile_rows(order, batch_head, begin_m, len_q, CENTERED, BLOCK_M)
+                rows = tile_rows(order, head_rows, begin_m, len_q, CENTERED, BLOCK_M)
                 i = rows[None, :]
                 q = load_query_rows(
                     head_query, rows, begin_m, stride_qm, begin, high, HEAD_DIM, BLOCK_M, BLOCK_E, CENTERED, PART != 1
@@ -228,13 +238,13 @@ def backward_key_value(
                 capped = capped_scores(tl.dot(k, tl.trans(q), input_precision=PRECISION), scale, softcap, SOFTCAP, UNIT)
                 anchor = i
                 if CENTERED:
-                    anchor = tile_anchors(anchors, batch_head, begin_m, len_q, BLOCK_M)[None, :]
+                    anchor = tile_anchors(anchors, head_rows, begin_m, len_q, BLOCK_M)[None, :]
                 score = masked_scores(
                     capped, i, j, position, anchor, head_mask, stride_mask_i, stride_mask_j, len_q, len_k, left, right,
                     MASK, LEFT, RIGHT, CENTERED, CAUSAL, PART != 1, UNIT,
                 )  # fmt: skip
                 if GAUSSIAN != "none":
-                    middle, width = load_gaussians(i, batch_head, center, sigma, len_q)
+                    middle, width = load_gaussians(i, head_rows, center, sigma, len_q)
                     gaussian = log_gaussian(distance_in_sigmas(j, middle, width), UNIT)
                 if GAUSSIAN == "inside":
                     score += gaussian
@@ -251,10 +261,10 @@ def backward_key_value(
                 if GAUSSIAN == "after":
                     factor = exponential(gaussian, UNIT)
                     product_gradient *= factor
-                row_lse = load_lse(lse + batch_head * len_q, i, len_q, UNIT)
+                row_lse = load_lse(lse + head_rows, i, len_q, UNIT)
                 weight, _, ds = score_gradient(
                     score, row_lse, product_gradient, keep, dropout_scale, i, j, len_q, len_k,
-                    head_grad_weights, stride_gi, stride_gj, row + batch_head * len_q, entropy + batch_head * len_q,
+                    head_grad_weights, stride_gi, stride_gj, row + head_rows, entropy + head_rows,
                     HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, True, ACTIVATION, UNIT,
                 )  # fmt: skip
                 if HAS_OUTPUT:
@@ -266,8 +276,8 @@ def backward_key_value(
                 if SOFTCAP:
                     ds *= cap_slope(capped, softcap, UNIT)
                 dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
-    grad_key += batch * stride_dkb + kv_head * stride_dkh
+    grad_key += batch * stride_dkb + kv_head * stride_dkh + first_k * stride_dkn
     store_rows(grad_key, begin_n, stride_dkn, len_k, dk * scale, HEAD_DIM, BLOCK_N, BLOCK_E)
     if HAS_OUTPUT:
-        grad_value += batch * stride_dvb + kv_head * stride_dvh
+        grad_value += batch * stride_dvb + kv_head * stride_dvh + first_k * stride_dvn
         store_rows(grad_value, begin_n, stride_dvn, len_k, dv, VALUE_DIM, BLOCK_N, BLOCK_V)

@@ -12,25 +12,26 @@ from attnkern.triton_kernels.centers import (
     tile_rows,
 )
 from attnkern.triton_kernels.gradients import load_lse, score_gradient
+from attnkern.triton_kernels.packing import sequence
 from attnkern.triton_kernels.random import dropout_keep
 from attnkern.triton_kernels.scores import capped_scores, exponential, load_rows, masked_scores
 
 
 @triton.jit
 def backward_mask(
-    query, key, value, mask, offsets, seed, order, anchors, center, sigma, lse, grad_output, grad_weights, row, entropy,
-    grad_mask,
+    query, key, value, mask, offsets, cu_seq_q, cu_seq_k, seed, order, anchors, center, sigma,
+    lse, grad_output, grad_weights, row, entropy, grad_mask,
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_mask_b, stride_mask_h, stride_mask_i, stride_mask_j, stride_ob, stride_oh, stride_om,
     stride_gb, stride_gh, stride_gi, stride_gj,
-    batches, heads, group, len_q, len_k, mask_batches, mask_heads, mask_rows, mask_keys, splits,
+    batches, heads, group, tokens, len_q, len_k, mask_batches, mask_heads, mask_rows, mask_keys, splits,
     scale, softcap, query_offset, left, right, dropout_threshold, dropout_scale,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
-    MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
-    DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ENTROPY: tl.constexpr,
-    SUM_ROWS: tl.constexpr, SUM_KEYS: tl.constexpr, ACTIVATION: tl.constexpr,
-    CENTERED: tl.constexpr, CAUSAL: tl.constexpr, GAUSSIAN: tl.constexpr,
-    PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    MASK: tl.constexpr, OFFSETS: tl.constexpr, PACKED: tl.constexpr, SOFTCAP: tl.constexpr,
+    LEFT: tl.constexpr, RIGHT: tl.constexpr, DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr, SUM_ROWS: tl.constexpr, SUM_KEYS: tl.constexpr, ACTIVATION: tl.constexpr,
+    CENTERED: tl.constexpr, CAUSAL: tl.constexpr, GAUSSIAN: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of the mask and split: its share of dS, summed over the mask's broadcast dimensions.
 
@@ -62,38 +63,43 @@ def backward_mask(
         head = (own_head + step // sum_n // sum_m % sum_heads).to(tl.int64)
         batch = (own_batch + step // sum_n // sum_m // sum_heads).to(tl.int64)
         batch_head = batch * heads + head
+        first_q, first_k, own_q, own_k, head_rows = sequence(
+            cu_seq_q, cu_seq_k, batch, head, heads, tokens, len_q, len_k, PACKED
+        )
+        if PACKED:
+            own_k = tl.where(begin_m < own_q, own_k, 0)
         position = query_offset
         if OFFSETS:
             position = tl.load(offsets + batch).to(tl.int32)
-        rows = tile_rows(order, batch_head, begin_m, len_q, CENTERED, BLOCK_M)
+        rows = tile_rows(order, head_rows, begin_m, own_q, CENTERED, BLOCK_M)
         i = rows[:, None]
         anchor, begin, end, inner_begin, inner_end = keys_in_sight(
-            i, anchors, batch_head, begin_m, position, len_q, len_k, left, right, LEFT, RIGHT, CENTERED, CAUSAL, BLOCK_M
+            i, anchors, head_rows, begin_m, position, own_q, own_k, left, right, LEFT, RIGHT, CENTERED, CAUSAL, BLOCK_M
         )
         if (begin_n < end) & (begin_n + BLOCK_N > begin):
             j = (begin_n + tl.arange(0, BLOCK_N))[None, :]
-            head_query = query + batch * stride_qb + head * stride_qh
-            head_key = key + batch * stride_kb + head // group * stride_kh
-            q = load_query_rows(head_query, rows, begin_m, stride_qm, 0, len_q, HEAD_DIM, BLOCK_M, BLOCK_E, CENTERED)
+            head_query = query + batch * stride_qb + head * stride_qh + first_q * stride_qm
+            head_key = key + batch * stride_kb + head // group * stride_kh + first_k * stride_kn
+            q = load_query_rows(head_query, rows, begin_m, stride_qm, 0, own_q, HEAD_DIM, BLOCK_M, BLOCK_E, CENTERED)
             k = load_rows(head_key, begin_n, stride_kn, begin, end, HEAD_DIM, BLOCK_N, BLOCK_E)
             capped = capped_scores(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, softcap, SOFTCAP, UNIT)
             score = masked_scores(
                 capped, i, j, position, anchor, mask + batch * stride_mask_b + head * stride_mask_h,
-                stride_mask_i, stride_mask_j, len_q, len_k, left, right,
+                stride_mask_i, stride_mask_j, own_q, own_k, left, right,
                 MASK, LEFT, RIGHT, CENTERED, CAUSAL, True, UNIT,
             )  # fmt: skip
             if GAUSSIAN != "none":
-                middle, width = load_gaussians(i, batch_head, center, sigma, len_q)
+                middle, width = load_gaussians(i, head_rows, center, sigma, own_q)
                 gaussian = log_gaussian(distance_in_sigmas(j, middle, width), UNIT)
             if GAUSSIAN == "inside":
                 score += gaussian
             product_gradient = capped
             if HAS_OUTPUT:
-                head_value = value + batch * stride_vb + head // group * stride_vh
-                head_grad_output = grad_output + batch * stride_ob + head * stride_oh
+                head_value = value + batch * stride_vb + head // group * stride_vh + first_k * stride_vn
+                head_grad_output = grad_output + batch * stride_ob + head * stride_oh + first_q * stride_om
                 v = load_rows(head_value, begin_n, stride_vn, begin, end, VALUE_DIM, BLOCK_N, BLOCK_V)
                 do = load_query_rows(
-                    head_grad_output, rows, begin_m, stride_om, 0, len_q, VALUE_DIM, BLOCK_M, BLOCK_V, CENTERED
+                    head_grad_output, rows, begin_m, stride_om, 0, own_q, VALUE_DIM, BLOCK_M, BLOCK_V, CENTERED
                 )
                 product_gradient = tl.dot(do, tl.trans(v), input_precision=PRECISION)
             if GAUSSIAN == "after":
@@ -102,9 +108,9 @@ def backward_mask(
             if DROPOUT:
                 keep = dropout_keep(seed_value, batch_head, i, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False)
             _, _, ds = score_gradient(
-                score, load_lse(lse + batch_head * len_q, i, len_q, UNIT), product_gradient, keep, dropout_scale,
-                i, j, len_q, len_k, grad_weights + batch * stride_gb + head * stride_gh, stride_gi, stride_gj,
-                row + batch_head * len_q, entropy + batch_head * len_q,
+                score, load_lse(lse + head_rows, i, own_q, UNIT), product_gradient, keep, dropout_scale,
+                i, j, own_q, own_k, grad_weights + batch * stride_gb + head * stride_gh, stride_gi, stride_gj,
+                row + head_rows, entropy + head_rows,
                 HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, True, ACTIVATION, UNIT,
             )  # fmt: skip
             sums += ds

@@ -16,20 +16,23 @@ FARTHEST_SIGMAS = tl.constexpr(1.0e15)  # its square is finite
 
 
 @triton.jit
-def tile_rows(order, batch_head, begin, len_q, CENTERED: tl.constexpr, ROWS: tl.constexpr):
-    """Numbers of a head's rows `begin + (0 ... ROWS)` in visiting order, `len_q` past the end."""
+def tile_rows(order, head_rows, begin, len_q, CENTERED: tl.constexpr, ROWS: tl.constexpr):
+    """Numbers of a head's rows `begin + (0 ... ROWS)` in visiting order, `len_q` past the end.
+
+    head_rows: where the head's begin in `(B, H, Lq)`.
+    """
     places = begin + tl.arange(0, ROWS)
     if CENTERED:
-        return tl.load(order + batch_head.to(tl.int64) * len_q + places, mask=places < len_q, other=len_q)
+        return tl.load(order + head_rows + places, mask=places < len_q, other=len_q)
     else:
         return places
 
 
 @triton.jit
-def tile_anchors(anchors, batch_head, begin, len_q, ROWS: tl.constexpr):
+def tile_anchors(anchors, head_rows, begin, len_q, ROWS: tl.constexpr):
     """Anchors of the same rows; past the end stands the last one, which widens no tile."""
     places = tl.minimum(begin + tl.arange(0, ROWS), len_q - 1)
-    return tl.load(anchors + batch_head.to(tl.int64) * len_q + places)
+    return tl.load(anchors + head_rows + places, mask=places >= 0, other=0)
 
 
 @triton.jit
@@ -45,7 +48,7 @@ def centered_key_bounds(
 
 @triton.jit
 def keys_in_sight(
-    i, anchors, batch_head, begin_m, position, len_q, len_k, left, right, LEFT: tl.constexpr, RIGHT: tl.constexpr,
+    i, anchors, head_rows, begin_m, position, len_q, len_k, left, right, LEFT: tl.constexpr, RIGHT: tl.constexpr,
     CENTERED: tl.constexpr, CAUSAL: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Anchors of a tile's rows `i`, `(ROWS, 1)`; keys `[begin, end)` that any may look at, then those that all do.
@@ -53,7 +56,7 @@ def keys_in_sight(
     Where centered, every tile of keys is an edge; elsewhere nobody reads the anchors.
     """
     if CENTERED:
-        anchor = tile_anchors(anchors, batch_head, begin_m, len_q, ROWS)[:, None]
+        anchor = tile_anchors(anchors, head_rows, begin_m, len_q, ROWS)[:, None]
         begin, end = centered_key_bounds(i, anchor, position, len_k, left, right, LEFT, RIGHT, CAUSAL)
         inner_begin = tl.full((), 0, tl.int32)
         inner_end = inner_begin
@@ -92,9 +95,9 @@ def centered_row_bounds(first, last, anchors, len_q, left, right, LEFT: tl.const
 
 
 @triton.jit
-def load_gaussians(i, batch_head, center, sigma, len_q):
+def load_gaussians(i, head_rows, center, sigma, len_q):
     """Centres and sigmas of rows, in the shape of `i`."""
-    places = batch_head.to(tl.int64) * len_q + i
+    places = head_rows + i
     inside = i < len_q
     return tl.load(center + places, mask=inside, other=0.0), tl.load(sigma + places, mask=inside, other=1.0)
 

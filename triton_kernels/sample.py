@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from attnkern.triton_kernels.packing import sequence
 from attnkern.triton_kernels.random import SAMPLE_BLOCK, SAMPLE_STREAM, philox_words, uniform
 from attnkern.triton_kernels.scores import (
     FAR,
@@ -20,18 +21,18 @@ from attnkern.triton_kernels.scores import (
 
 @triton.jit
 def sample_forward(
-    query, key, mask, offsets, seed, index, score, lse, entropy,
+    query, key, mask, offsets, cu_seq_q, cu_seq_k, seed, index, score, lse, entropy,
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn,
     stride_mask_b, stride_mask_h, stride_mask_i, stride_mask_j,
-    batch_heads, heads, group, len_q, len_k, num_samples, scale, softcap, query_offset, left, right,
-    HEAD_DIM: tl.constexpr, BLOCK_E: tl.constexpr, MASK: tl.constexpr, OFFSETS: tl.constexpr, SOFTCAP: tl.constexpr,
-    LEFT: tl.constexpr, RIGHT: tl.constexpr, ARGMAX: tl.constexpr, SAMPLES: tl.constexpr, PRECISION: tl.constexpr,
-    UNIT: tl.constexpr, BLOCK_M: tl.constexpr,
+    batch_heads, all_rows, heads, group, tokens, len_q, len_k, num_samples, scale, softcap, query_offset, left, right,
+    HEAD_DIM: tl.constexpr, BLOCK_E: tl.constexpr, MASK: tl.constexpr, OFFSETS: tl.constexpr, PACKED: tl.constexpr,
+    SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, ARGMAX: tl.constexpr, SAMPLES: tl.constexpr,
+    PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of queries, head and SAMPLES (1, 2 or 4) of the draws.
 
-    index, score: `(S, B, H, Lq)`; lse, entropy: `(B, H, Lq)`. A tile of keys is the block of 64 that
-    shares a uniform, by definition.
+    index, score: `(S, B, H, Lq)`; lse, entropy: `(B, H, Lq)`, of `all_rows` entries. A tile of keys is the block
+    of 64 that shares a uniform, by definition.
     """
     BLOCK_N: tl.constexpr = SAMPLE_BLOCK
     tiles = tl.cdiv(len_q, BLOCK_M)
@@ -40,8 +41,13 @@ def sample_forward(
     sample_group = tl.program_id(0) // tiles // batch_heads
     batch = (batch_head // heads).to(tl.int64)
     head = (batch_head % heads).to(tl.int64)
-    query += batch * stride_qb + head * stride_qh
-    key += batch * stride_kb + head // group * stride_kh
+    first_q, first_k, len_q, len_k, head_rows = sequence(
+        cu_seq_q, cu_seq_k, batch, head, heads, tokens, len_q, len_k, PACKED
+    )
+    if PACKED:
+        len_k = tl.where(begin_m < len_q, len_k, 0)  # nothing to do for tiles past the end
+    query += batch * stride_qb + head * stride_qh + first_q * stride_qm
+    key += batch * stride_kb + head // group * stride_kh + first_k * stride_kn
     mask += batch * stride_mask_b + head * stride_mask_h
     position = query_offset
     if OFFSETS:
@@ -110,9 +116,9 @@ def sample_forward(
                         picked = tl.where(moved, (begin_n + place)[:, None], picked)
                         picked_score = tl.where(moved, place_score[:, None], picked_score)
 
-    row = batch_head.to(tl.int64) * len_q + rows
+    row = head_rows + rows
     sample = sample_group * 4 + draws
-    entries = sample.to(tl.int64) * batch_heads * len_q + row[:, None]
+    entries = sample.to(tl.int64) * all_rows + row[:, None]
     inside = (rows < len_q)[:, None] & (sample < num_samples)
     tl.store(index + entries, picked.to(tl.int64), mask=inside)
     tl.store(score + entries, tl.minimum(picked_score * (1 / UNIT), LARGEST), mask=inside)

@@ -4,8 +4,8 @@ import torch
 import triton
 from torch import Tensor
 
+from attnkern.backends.launching import padded, precision, with_unit_stride
 from attnkern.backends.memory import on_device_of
-from attnkern.backends.triton import padded, precision, with_unit_stride
 from attnkern.triton_kernels import aoa as kernels
 from attnkern.triton_kernels import aoa_backward as backward_kernels
 from attnkern.triton_kernels.scores import LOG2E

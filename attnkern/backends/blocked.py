@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnkern import philox
-from attnkern.backends import banded, centered, sdpa, sparse, unnormalised
+from attnkern.backends import banded, centered, sdpa, sequences, simpler, sparse, unnormalised
 from attnkern.backends.tiles import NEG_INF, Block, Tile, blocks, exp_
 from attnkern.problem import Gradients, Inputs, Problem, new_output
 from attnkern.reference import FARTHEST_SIGMAS
@@ -31,6 +31,12 @@ def refuses(problem: Problem) -> str | None:
 
 def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Output `(B, H, Lq, Ev)` and lse `(B, H, Lq)`."""
+    if problem.packed:
+        return sequences.softmax(softmax, problem, inputs)
+    if not any(tensor.requires_grad for tensor in inputs[:3]):  # a backward recomputes the weights its own way
+        problem, inputs = simpler.in_sight(*simpler.one_offset(problem, inputs))
+        if (stacked := simpler.heads_as_rows(problem, inputs)) is not None and sdpa.can_run(*stacked):
+            return simpler.rows_as_heads(problem, inputs, *softmax(*stacked))
     if sdpa.can_run(problem, inputs):
         output, lse = sdpa.forward(problem, inputs)
         if sdpa.is_sound(lse):
@@ -40,20 +46,25 @@ def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     output = new_output(inputs.query, inputs.value)
     lse = inputs.query.new_empty(output.shape[:-1], dtype=problem.compute_dtype)
     for block in _walk(problem, inputs):
-        top, total, sums = _online_state(block, inputs.value.shape[-1])
+        top = total = sums = None
         for keys in block.key_tiles():
             tile = block.tile(keys)
             weights, top, total, sums = _online_step(tile.scores, top, total, sums)
             if (factor := tile.factor()) is not None:
                 weights *= factor
-            sums.baddbmm_(weights, tile.value())
-        block.put_rows(output, sums / _nonzero(total))
+            sums = torch.bmm(weights, tile.value()) if sums is None else sums.baddbmm_(weights, tile.value())
+        if sums is None:  # nothing to look at
+            top, total, sums = _online_state(block, inputs.value.shape[-1])
+        block.put_rows(output, sums.div_(_nonzero(total)))
         block.put_rows(lse, _lse(top, total))
     return output, lse
 
 
 def weights(problem: Problem, inputs: Inputs, lse: Tensor) -> Tensor:
     """Attention weights after dropout: `(B, H, Lq, Lk)`, or their mean over heads `(B, Lq, Lk)`."""
+    if problem.packed:
+        return sequences.weights(weights, problem, inputs, lse)
+    problem, inputs = simpler.one_offset(problem, inputs)
     mean = problem.weights == "mean"
     shape = (problem.batch, 1 if mean else problem.heads, problem.len_q, problem.len_k)
     result = inputs.query.new_zeros(shape, dtype=problem.compute_dtype if mean else problem.dtype)
@@ -61,10 +72,10 @@ def weights(problem: Problem, inputs: Inputs, lse: Tensor) -> Tensor:
         row_lse = _finite(block.take_rows(lse))
         for keys in block.key_tiles():
             tile = block.tile(keys)
-            weights = tile.weights(row_lse)
+            part = tile.weights(row_lse)
             if (factor := tile.factor()) is not None:
-                weights *= factor
-            part = block.as_heads(weights)
+                part *= factor
+            part = block.as_heads(part)
             block.take_mask(result, keys).add_(part.sum(1, keepdim=True) / problem.heads if mean else part)
     return result.squeeze(1).to(problem.dtype) if mean else result
 
@@ -90,6 +101,9 @@ def backward(
     The value's gradient is None without `grad_output`; `output` is what `softmax` returned, if it ran.
     Without a softmax (see `mac`) there is `grad_output` alone, and dS is g times the activation's derivative.
     """
+    if problem.packed:
+        given = {"grad_output": grad_output, "output": output, "grad_weights": grad_weights, "row": row}
+        return sequences.backward(backward, problem, inputs, lse, needs_mask, **given, entropy=entropy)
     only_output = row is None and not needs_mask and output is not None and grad_output is not None
     if only_output and sdpa.can_run(problem, inputs) and sdpa.is_sound(lse):
         return sdpa.backward(problem, inputs, output, lse, grad_output)
@@ -108,7 +122,7 @@ def backward(
             terms = unnormalised.RowTerms(block, grad_output)
         else:
             terms = _RowTerms(block, tiles, lse, grad_output, grad_weights, row, entropy)
-        block_grad_query = torch.zeros_like(block.query)
+        block_grad_query = None
         for keys in tiles:
             tile = block.tile(keys)
             weights, grad_score = terms.score_gradient(tile)
@@ -118,9 +132,13 @@ def backward(
                 block.add_mask(grad_mask, keys, block.as_heads(grad_score))
             if tile.slope is not None:
                 grad_score = grad_score * tile.slope
-            block_grad_query.baddbmm_(grad_score, tile.key)
+            if block_grad_query is None:
+                block_grad_query = torch.bmm(grad_score, tile.key)
+            else:
+                block_grad_query.baddbmm_(grad_score, tile.key)
             block.add_keys(grad_key, keys, grad_score.mT @ block.query)
-        block.put_rows(grad_query, block_grad_query.mul_(problem.scale))
+        if block_grad_query is not None:
+            block.put_rows(grad_query, block_grad_query.mul_(problem.scale))
         if problem.sigma:
             block.put_rows(grad_center, terms.grad_center / block.sigma)
             block.put_rows(grad_sigma, terms.grad_sigma / block.sigma)
@@ -129,6 +147,9 @@ def backward(
 
 def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """One pass over the keys: output, index, score (each `(S, B, H, Lq, ...)`), lse, entropy."""
+    if problem.packed:
+        return sequences.sample(sample, problem, inputs)
+    problem, inputs = simpler.one_offset(problem, inputs)
     shape = inputs.query.shape[:-1]
     draws = problem.num_samples
     kwargs = {"dtype": problem.compute_dtype, "device": inputs.query.device}
@@ -215,10 +236,11 @@ class _RowTerms:
 
     def _add_to_gaussian(self, tile: Tile, part: Tensor) -> None:
         distance = tile.distance_in_sigmas
-        distance = torch.where(distance.abs() < FARTHEST_SIGMAS, distance, 0.0)  # beyond, nothing moves it
+        if distance.abs().amax() >= FARTHEST_SIGMAS:  # from there on, nothing moves it
+            distance = torch.where(distance.abs() < FARTHEST_SIGMAS, distance, 0.0)
         part = part * distance
         self.grad_center = self.grad_center + part.sum(-1, keepdim=True)
-        self.grad_sigma = self.grad_sigma + (part * distance).sum(-1, keepdim=True)
+        self.grad_sigma = self.grad_sigma + part.mul_(distance).sum(-1, keepdim=True)
 
     def _weight_gradient(self, tile: Tile) -> tuple[Tensor | None, Tensor | None]:
         """`g`, the gradient to the softmax's weights, and what multiplies them; None if absent."""
@@ -297,12 +319,18 @@ def _online_state(block: Block, width: int) -> tuple[Tensor, Tensor, Tensor]:
     return top, torch.zeros_like(top), block.query.new_zeros(*shape, width)
 
 
-def _online_step(scores: Tensor, top: Tensor, total: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One tile of the online softmax: unnormalised weights (in the scores' memory) and the new state."""
-    new_top = torch.maximum(top, scores.amax(-1, keepdim=True))
-    decay = (top - new_top).exp_()
+def _online_step(
+    scores: Tensor, top: Tensor | None, total: Tensor | None, sums: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """One tile of the online softmax: unnormalised weights (in the scores' memory) and the new state, None at first."""
+    new_top = scores.amax(-1, keepdim=True)
+    new_top = new_top.clamp_(min=torch.finfo(scores.dtype).min) if top is None else torch.maximum(top, new_top)
     weights = exp_(scores.sub_(new_top))
-    return weights, new_top, total * decay + weights.sum(-1, keepdim=True), sums.mul_(decay)
+    tile_total = weights.sum(-1, keepdim=True)
+    if top is None:
+        return weights, new_top, tile_total, None
+    decay = (top - new_top).exp_()
+    return weights, new_top, total * decay + tile_total, sums.mul_(decay)
 
 
 def _nonzero(total: Tensor) -> Tensor:

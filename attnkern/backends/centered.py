@@ -18,6 +18,7 @@ from attnkern.problem import UNLIMITED, Inputs, Problem
 
 FARTHEST = 2**30  # positions beyond lie there
 FEWEST_ROWS = 32  # of a run
+ALIKE = 16  # keys: runs whose widths differ by less may share a block
 
 
 class Order(NamedTuple):
@@ -51,29 +52,31 @@ class CenteredBlock(Block):
         if right != UNLIMITED:
             end = torch.minimum((last + right + 1).clamp(min=0), end)
         self._begin, self._end = begin, torch.maximum(begin, end)  # of the keys in sight, (b, h, runs, 1)
-        self._anchors = (anchors - begin).clamp(-FARTHEST, FARTHEST).int().flatten(0, 2).unsqueeze(-1)
+        self._anchors = anchors - begin
         self.keys = 0, int((self._end - begin).max())
         gaps = (begin >= end).any()
         if UNLIMITED not in (left, right):
             gaps = gaps | (anchors.diff(dim=-1) > left + right + 1).any()
         self._has_gaps = problem.causal or bool(gaps)
-        self._bands = {}
+        self._bands, self._numbers_found = {}, {}
 
     def take_rows(self, tensor: Tensor) -> Tensor:
-        part = tensor[self._batch_index, self._head_index, self._row_index]
-        return part.flatten(0, 2).to(self.problem.compute_dtype)
+        index = self._batch_index, self._head_index, self._row_index
+        return self._take(tensor, index, None).to(self.problem.compute_dtype)
 
     def put_rows(self, tensor: Tensor, rows: Tensor) -> None:
-        part = rows.view(*self._row_index.shape, *tensor.shape[3:]).to(tensor.dtype)
-        tensor[self._batch_index, self._head_index, self._row_index] = part
+        index, part = (self._batch_index, self._head_index, self._row_index), rows.to(tensor.dtype)
+        if (rows := _memory_rows(tensor)) is None:
+            tensor[index] = part.view(*self._row_index.shape, *tensor.shape[3:])
+        else:
+            rows.index_copy_(0, self._row_numbers(tensor, index, None), part.view(-1, *tensor.shape[3:]))
 
     def take_keys(self, tensor: Tensor, keys: tuple[int, int]) -> Tensor:
-        return tensor[self._places(keys)].flatten(0, 2).to(self.problem.compute_dtype)
+        return self._take(tensor, self._places(keys), keys).to(self.problem.compute_dtype)
 
     def add_keys(self, tensor: Tensor, keys: tuple[int, int], part: Tensor) -> None:
-        batch, head, key = self._places(keys)
-        flat = ((batch * self.problem.kv_heads + head) * self.problem.len_k + key).flatten()
-        tensor.view(-1, tensor.shape[-1]).index_add_(0, flat, part.flatten(0, 1))
+        rows = tensor.view(-1, tensor.shape[-1])
+        rows.index_add_(0, self._row_numbers(tensor, self._places(keys), keys), part.flatten(0, 1))
 
     def as_heads(self, scores: Tensor) -> Tensor:
         """`(n, rows, keys)` viewed as `(batch, heads, runs, rows, keys)`."""
@@ -91,19 +94,12 @@ class CenteredBlock(Block):
     def band(self, keys: tuple[int, int]) -> Tensor:
         """0 or -inf, `(n, rows, keys)`."""
         if keys not in self._bands:
-            left, right = self.problem.window
-            column = torch.arange(*keys, device=self._anchors.device, dtype=torch.int32)
-            last = (self._end - self._begin).int().flatten(0, 2).unsqueeze(-1) - 1
-            if right != UNLIMITED:
-                last = torch.minimum(last, self._anchors + right)
-            if self.problem.causal:
-                last = torch.minimum(last, self._positions())
-            outside = column > last
-            if left != UNLIMITED:
-                outside = outside | (column < self._anchors - left)
-            outside = outside.expand(-1, self._anchors.shape[1], -1)
-            band = torch.zeros(outside.shape, dtype=self.problem.compute_dtype, device=outside.device)
-            self._bands[keys] = band.masked_fill_(outside, NEG_INF)
+            dtype = self.problem.compute_dtype
+            first, last = self._bounds
+            # twice the distance from the middle of a row's window, less the window's width: even, and positive outside
+            column = torch.arange(*keys, device=first.device, dtype=dtype)
+            excess = (2 * column - (first + last)).abs_().sub_(last - first).clamp_(min=0)
+            self._bands[keys] = excess.mul_(-torch.finfo(dtype).max)
         return self._bands[keys]
 
     def reached(self, keys: tuple[int, int], bias: Tensor | None) -> Tensor | None:
@@ -115,10 +111,12 @@ class CenteredBlock(Block):
 
     def distance(self, keys: tuple[int, int]) -> Tensor:
         """From each query's centre to each key, `(n, rows, keys)`."""
-        return self._numbers(keys).to(self.problem.compute_dtype).flatten(0, 2).unsqueeze(-2) - self.center
+        column = torch.arange(*keys, device=self._begin.device, dtype=self.problem.compute_dtype)
+        return column - (self.center - self._begin.flatten(0, 2).unsqueeze(-1))
 
     def dropout_keep(self, keys: tuple[int, int]) -> Tensor:
-        batch_heads = (self._batch_index * self.problem.heads + self._head_index).unsqueeze(-1)
+        batch = self._batch_index + self.inputs.first
+        batch_heads = (batch * self.problem.heads + self._head_index).unsqueeze(-1)
         row, key = self._row_index.unsqueeze(-1), self._numbers(keys).unsqueeze(-2)
         keep = philox.dropout_keep_at(self.inputs.seed, row, batch_heads, key, self.problem.dropout_p)
         return keep.flatten(0, 2)
@@ -131,13 +129,22 @@ class CenteredBlock(Block):
     def sigma(self) -> Tensor:
         return self.take_rows(self.inputs.sigma).unsqueeze(-1)
 
-    def _positions(self) -> Tensor:
-        """Where the queries stand among the keys in sight, for causality: `(n, rows, 1)`."""
-        offset = self.problem.query_offset
-        if self.inputs.offsets is not None:
-            offset = self.inputs.offsets[self._batch_index]
-        position = self._row_index + offset - self._begin
-        return position.clamp(-FARTHEST, FARTHEST).int().flatten(0, 2).unsqueeze(-1)
+    @cached_property
+    def _bounds(self) -> tuple[Tensor, Tensor]:
+        """The first and the last key that each query may look at, counted from its run's first: `(n, rows, 1)`."""
+        left, right = self.problem.window
+        first, last = torch.zeros_like(self._anchors), (self._end - self._begin - 1).expand_as(self._anchors)
+        if left != UNLIMITED:
+            first = (self._anchors - left).clamp(0, self.keys[1])
+        if right != UNLIMITED:
+            last = torch.minimum(last, self._anchors + right)
+        if self.problem.causal:
+            offset = self.problem.query_offset
+            if self.inputs.offsets is not None:
+                offset = self.inputs.offsets[self._batch_index]
+            last = torch.minimum(last, self._row_index + offset - self._begin)
+        bounds = first, last.clamp(min=-1)
+        return tuple(bound.to(self.problem.compute_dtype).flatten(0, 2).unsqueeze(-1) for bound in bounds)
 
     def _numbers(self, keys: tuple[int, int]) -> Tensor:
         """Of a tile's keys: `(b, h, runs, keys)`."""
@@ -153,12 +160,27 @@ class CenteredBlock(Block):
         places = batch, head, self._row_index.unsqueeze(-1), self._places(keys)[2].unsqueeze(-2)
         return tuple(place if size != 1 else place.new_zeros(1) for place, size in zip(places, tensor.shape))
 
+    def _take(self, tensor: Tensor, index: tuple[Tensor, ...], keys: tuple[int, int] | None) -> Tensor:
+        """`tensor[index]` of `(B, H, L, ...)`, as `(n, rows, ...)`; faster where whole rows of memory are taken."""
+        if (rows := _memory_rows(tensor)) is None:
+            return tensor[index].flatten(0, 2)
+        taken = rows.index_select(0, self._row_numbers(tensor, index, keys))
+        return taken.view(-1, index[2].shape[-1], *tensor.shape[3:])
+
+    def _row_numbers(self, tensor: Tensor, index: tuple[Tensor, ...], keys: tuple[int, int] | None) -> Tensor:
+        """Which of `_memory_rows` are those of `index`, the places of `keys` or else the queries."""
+        width = tensor.shape[3:].numel()
+        strides = [stride // width for stride in tensor.stride()[:3]]
+        if (keys, *strides) not in self._numbers_found:
+            batch, head, place = (part * stride for part, stride in zip(index, strides))
+            self._numbers_found[keys, *strides] = (batch + head + place).flatten()
+        return self._numbers_found[keys, *strides]
+
 
 def blocks(problem: Problem, inputs: Inputs) -> Iterator[CenteredBlock]:
     """Every block of the problem, sized so that a tile of scores fits the cache."""
     if 0 in (problem.batch, problem.heads, problem.len_q, problem.len_k):
         return
-    order = _order(inputs.center)
     left, right = problem.window
     bounded = UNLIMITED not in (left, right)
     rows = min(problem.len_q, max(FEWEST_ROWS, min(ROWS, left + right)) if bounded else ROWS)
@@ -170,6 +192,7 @@ def blocks(problem: Problem, inputs: Inputs) -> Iterator[CenteredBlock]:
     batches_at_once = min(max(1, together // problem.heads), problem.batch)
     runs = max(1, together // (heads_at_once * batches_at_once))
     whole = problem.len_q // rows * rows
+    order = _order(inputs.center, rows)
     for b in range(0, problem.batch, batches_at_once):
         batch = slice(b, min(b + batches_at_once, problem.batch))
         for h in range(0, problem.heads, heads_at_once):
@@ -181,7 +204,24 @@ def blocks(problem: Problem, inputs: Inputs) -> Iterator[CenteredBlock]:
                 yield CenteredBlock(problem, inputs, batch, heads, rest, order)
 
 
-def _order(center: Tensor) -> Order:
+def _order(center: Tensor, size: int) -> Order:
+    """Whole runs of `size` queries come first, the narrower ones before the wider: those of a block see as many keys."""
     anchors = center.floor().nan_to_num(FARTHEST).clamp(-FARTHEST, FARTHEST).long()
     anchors, rows = anchors.sort(dim=-1, stable=True)
+    whole = center.shape[-1] // size * size
+    runs = anchors[..., :whole].unflatten(-1, (-1, size))
+    width = (runs[..., -1:] - runs[..., :1]) // ALIKE  # neighbours that are about as wide stay together
+    by_width = width.argsort(dim=-2, stable=True)
+    for tensor in (rows, anchors):
+        part = tensor[..., :whole].unflatten(-1, (-1, size))
+        part.copy_(part.take_along_dim(by_width, -2))
     return Order(rows, anchors)
+
+
+def _memory_rows(tensor: Tensor) -> Tensor | None:
+    """The memory of `(B, H, L, ...)` as rows `(N, ...)`; None if rows do not lie whole in it."""
+    shape, strides, width = tensor.shape[3:], tensor.stride()[:3], tensor.shape[3:].numel()
+    if not width or any(stride % width for stride in strides) or not tensor[0, 0, 0].is_contiguous():
+        return None
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, strides)) // width
+    return tensor.as_strided((last + 1, *shape), (width, 1)[: 1 + len(shape)])

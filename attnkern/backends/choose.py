@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 
+from attnkern.backends.tuning import FEWEST_ROWS
 from attnkern.problem import Problem, UnsupportedProblem
 
 # fastest first; the reference stores the whole score matrix and runs anything
@@ -79,6 +80,8 @@ def _reserved(name: str, problem: Problem) -> str | None:
     """Why a backend that could run the problem is not chosen unless named."""
     if name == "triton" and problem.device == "cpu":
         return "on a CPU it is Triton's interpreter, for tests; runs when named"
+    if name == "cuda" and problem.len_q <= FEWEST_ROWS and problem.kind in ("global", "local"):
+        return "Triton divides the keys of so few queries among programs; runs when named"
     if name == "cuda" and (problem.mask or problem.softcap or problem.dropout_p):
         return "with a mask, softcap or dropout it has not been timed against Triton; runs when named"
     return None

@@ -70,6 +70,8 @@ class Kernels:
             return "it has no learned centres and no Gaussians"
         if problem.query_offset is None:
             return "it has no offsets that differ in a batch"
+        if problem.packed:
+            return "it has no packed sequences"
         if problem.weights:
             return "it has no kernel that writes attention weights"
         if problem.selector not in ("softmax", "sample"):

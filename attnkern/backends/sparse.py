@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnkern.packing import places
 from attnkern.problem import Gradients, Inputs, Problem, new_output
 
 
 def gather(inputs: Inputs, index: Tensor) -> Tensor:
     """The values at `index` `(S, B, H, Lq)`: `(S, B, H, Lq, Ev)`, 0 where index is -1."""
-    value, draws = inputs.value, index.shape[0]
+    value, draws, index = inputs.value, index.shape[0], _among_all(inputs, index)
     _, kv_heads, len_k, width = value.shape
     output = new_output(inputs.query, value, draws)
     if output.numel() == 0 or len_k == 0:
@@ -38,14 +39,14 @@ def backward(
     needs_mask: bool,
 ) -> Gradients:
     """Gradients through the scores at the drawn keys, and of the gathered values."""
-    draws = _Draws(problem, index)
+    draws = _Draws(inputs, _among_all(inputs, index))
     grad_query = grad_key = grad_value = grad_mask = None
     if grad_score is not None:
         weight = torch.where(index >= 0, grad_score, 0.0)
         if needs_mask:
-            grad_mask = _scatter_mask(inputs.attn_mask, index, weight)
+            grad_mask = _scatter_mask(inputs, index, weight)
         if problem.softcap:
-            capped = score - _at_draws(inputs.attn_mask, index)
+            capped = score - _at_draws(inputs, index)
             weight = weight * (1 - (capped / problem.softcap) ** 2)
         weight = (weight * problem.scale).to(problem.compute_dtype)
         grad_query = draws.sum_per_query(inputs.key, weight)
@@ -58,11 +59,11 @@ def backward(
 class _Draws:
     """The draws `(S, B, H, Lq)`, seen from the queries and, sorted, from the keys."""
 
-    def __init__(self, problem: Problem, index: Tensor):
-        self.problem = problem
-        batch, kv_heads, len_k = problem.batch, problem.kv_heads, problem.len_k
-        heads = torch.arange(batch * problem.heads, device=index.device) // max(1, problem.group)
-        base = (heads * len_k).view(batch, problem.heads, 1)
+    def __init__(self, inputs: Inputs, index: Tensor):
+        batch, heads = inputs.query.shape[:2]
+        self.keys = batch, kv_heads, len_k = inputs.key.shape[:3]
+        kv_head = torch.arange(batch * heads, device=index.device) // max(1, heads // max(1, kv_heads))
+        base = (kv_head * len_k).view(batch, heads, 1)
         nowhere = batch * kv_heads * len_k  # past the last key: draws of empty rows
         self.key = torch.where(index >= 0, base + index, nowhere)  # (S, B, H, Lq)
         self.count = nowhere
@@ -86,14 +87,13 @@ class _Draws:
 
     def sum_per_key(self, rows: Tensor, weight: Tensor | None = None) -> Tensor:
         """Sum over each key's draws of the row `(S|none, B, H, Lq, E)` that drew it: `(B, Hkv, Lk, E)`."""
-        problem = self.problem
         width, per_sample = rows.shape[-1], rows.dim() == 5
-        shape = (problem.batch, problem.kv_heads, problem.len_k, width)
+        shape = (*self.keys, width)
         if self.count == 0 or self.key.numel() == 0:
             return rows.new_zeros(shape)
         order, begin = self.by_key
         source = order if per_sample else order % self.key[0].numel()
-        table = rows.to(problem.compute_dtype).reshape(-1, width)
+        table = rows.to(torch.promote_types(rows.dtype, torch.float32)).reshape(-1, width)
         weight = None if weight is None else weight.flatten()[order]
         return _weighted_rows(table, source, weight, begin)[: self.count].view(shape)
 
@@ -102,28 +102,38 @@ def _weighted_rows(table: Tensor, where: Tensor, weight: Tensor | None, begin: T
     return F.embedding_bag(where, table, begin, mode="sum", per_sample_weights=weight)
 
 
-def _at_draws(mask: Tensor | None, index: Tensor) -> Tensor | float:
+def _among_all(inputs: Inputs, index: Tensor) -> Tensor:
+    """Keys counted from the first of all packed ones, where they were from the first of the query's sequence."""
+    if inputs.cu_seq_q is None:
+        return index
+    sequence, _ = places(inputs.cu_seq_q, index.shape[-1])
+    return torch.where(index >= 0, index + inputs.cu_seq_k[sequence], index)
+
+
+def _at_draws(inputs: Inputs, index: Tensor) -> Tensor | float:
     """A float mask's entries at the draws, 0 for others: `(S, B, H, Lq)`."""
+    mask = inputs.attn_mask
     if mask is None or mask.dtype == torch.bool:
         return 0.0
-    return torch.where(index >= 0, mask[_mask_places(mask, index)], 0.0)
+    return torch.where(index >= 0, mask[_mask_places(inputs, index)], 0.0)
 
 
-def _scatter_mask(mask: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+def _scatter_mask(inputs: Inputs, index: Tensor, weight: Tensor) -> Tensor:
+    mask = inputs.attn_mask
     grad = torch.zeros(mask.shape, dtype=weight.dtype, device=mask.device)
-    return grad.index_put_(_mask_places(mask, index), weight, accumulate=True)
+    return grad.index_put_(_mask_places(inputs, index), weight, accumulate=True)
 
 
-def _mask_places(mask: Tensor, index: Tensor) -> tuple[Tensor, ...]:
+def _mask_places(inputs: Inputs, index: Tensor) -> tuple[Tensor, ...]:
     """Where in the (broadcast) mask each draw reads."""
     _, batch, heads, rows = index.shape
     device = index.device
-    places = (
-        torch.arange(batch, device=device)[:, None, None],
-        torch.arange(heads, device=device)[:, None],
-        torch.arange(rows, device=device),
-        index.clamp(min=0),
-    )
+    if inputs.cu_seq_q is None:
+        batch, row = torch.arange(batch, device=device)[:, None, None], torch.arange(rows, device=device)
+    else:
+        batch, row = places(inputs.cu_seq_q, rows)
+    entries = (batch, torch.arange(heads, device=device)[:, None], row, index.clamp(min=0))
     return tuple(
-        (place if size > 1 else torch.zeros_like(place)).expand(index.shape) for place, size in zip(places, mask.shape)
+        (entry if size > 1 else torch.zeros_like(entry)).expand(index.shape)
+        for entry, size in zip(entries, inputs.attn_mask.shape)
     )

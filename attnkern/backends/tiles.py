@@ -105,7 +105,7 @@ class Block:
         """`batch * heads + head` of the block's query heads: `(n, group)`."""
         problem, device = self.problem, self.inputs.query.device
         heads = torch.arange(problem.heads, device=device).view(problem.kv_heads, problem.group)[self.heads]
-        batch = torch.arange(self.batch.start, self.batch.stop, device=device).view(-1, 1, 1)
+        batch = torch.arange(self.batch.start, self.batch.stop, device=device).view(-1, 1, 1) + self.inputs.first
         return (batch * problem.heads + heads).flatten(0, 1)
 
     @cached_property
@@ -182,7 +182,7 @@ class Tile:
         if bias is not None:
             block.as_heads(self.scores).add_(bias)
         if problem.renormalize:
-            self.scores += self.log_gaussian()
+            self.scores.addcmul_(self.distance_in_sigmas, self.distance_in_sigmas, value=-0.5)
         self.scores.clamp_(max=torch.finfo(self.scores.dtype).max)
 
     def value(self) -> Tensor:
@@ -197,12 +197,9 @@ class Tile:
             kept = philox.dropout_scale(problem.dropout_p)
             factor = self.block.dropout_keep(self.keys).to(problem.compute_dtype).mul_(kept)
         if problem.sigma and not problem.renormalize:
-            gaussian = exp_(self.log_gaussian())
+            gaussian = torch.mul(self.distance_in_sigmas, self.distance_in_sigmas).mul_(-0.5 * LOG2E).exp2_()
             factor = gaussian if factor is None else factor.mul_(gaussian)
         return factor
-
-    def log_gaussian(self) -> Tensor:
-        return self.distance_in_sigmas.square().mul_(-0.5)
 
     @cached_property
     def distance_in_sigmas(self) -> Tensor:

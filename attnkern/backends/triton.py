@@ -1,19 +1,24 @@
-"""The Triton kernels' host side: fills arguments, picks tiles, launches.
+"""The Triton kernels' host side: one function for each operation; see launching.py for what all launches share.
 
 On a CPU the same kernels run through Triton's interpreter (TRITON_INTERPRET=1), for tests.
 """
-
-import os
-
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # scale and subtract in one instruction
 
 import torch
 import triton
 from torch import Tensor
 
-from attnkern import philox
-from attnkern.backends import sparse, tuning
+from attnkern.backends import launching, sparse, tuning
+from attnkern.backends.launching import (
+    INTERPRETED,
+    anchors_of,
+    arguments_of,
+    padded,
+    strides,
+    unit_stride,
+    with_unit_stride,
+)
 from attnkern.backends.memory import broadcastable, on_device_of
+from attnkern.packing import places
 from attnkern.problem import UNLIMITED, Gradients, Inputs, Problem, new_output
 from attnkern.triton_kernels import backward as backward_kernels
 from attnkern.triton_kernels import backward_mask as mask_kernels
@@ -21,15 +26,13 @@ from attnkern.triton_kernels import sample as sample_kernels
 from attnkern.triton_kernels import softmax as softmax_kernels
 from attnkern.triton_kernels import weights as weights_kernels
 from attnkern.triton_kernels.row_dot import row_dot
-from attnkern.triton_kernels.scores import LOG2E
 
 sparse_backward = sparse.backward
 
-INTERPRETED = not isinstance(softmax_kernels.softmax_forward, triton.JITFunction)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LARGEST_HEAD = 256
-FARTHEST_ROW = 1 << 22  # stride between rows from which a tensor is copied
-WIDEST_SWIZZLE = 64  # features: 128 bytes of a row
+PROGRAMS_AT_ONCE = 264  # two for each multiprocessor of the largest chips
+KEYS_OF_A_SPLIT, MOST_SPLITS = 256, 64  # fewest keys that are worth a program; most programs that share a row
 MASK_PROGRAMS = 256  # of backward_mask: enough to fill a GPU
 
 
@@ -55,18 +58,42 @@ def refuses(problem: Problem) -> str | None:
 
 def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Output `(B, H, Lq, Ev)` and lse `(B, H, Lq)`; without a softmax (see `mac`) the lse stays -inf."""
-    inputs = _unit_stride(inputs)
+    inputs = unit_stride(inputs)
     output = new_output(inputs.query, inputs.value)
     lse = inputs.query.new_full(output.shape[:-1], float("-inf"), dtype=torch.float32)
     if _is_empty(problem):
         return output.zero_(), lse
-    _launch(
+    splits = key_splits(problem)
+    parts, parts_lse = output[None], lse[None]
+    if splits > 1:
+        parts, parts_lse = (lse.new_empty(splits, *tensor.shape) for tensor in (output, lse))
+    arguments = arguments_of(problem, inputs) | strides(parts, "os", "ob", "oh", "om")
+    arguments |= {"output": parts, "lse": parts_lse, "splits": splits, "SPLIT": splits > 1, "all_rows": lse.numel()}
+    launching.launch(
         softmax_kernels.softmax_forward,
-        lambda c: triton.cdiv(problem.len_q, c.block_m) * problem.batch * problem.heads,
+        lambda c: triton.cdiv(problem.len_q, c.block_m) * problem.batch * problem.heads * splits,
         problem,
-        _arguments(problem, inputs) | _strides(output, "ob", "oh", "om") | {"output": output, "lse": lse},
+        arguments,
     )
+    if splits > 1:
+        arguments |= {"parts": parts, "parts_lse": parts_lse, "output": output, "lse": lse}
+        arguments |= strides(parts, "ps", "pb", "ph", "pm") | strides(output, "ob", "oh", "om")
+        arguments["BLOCK_S"] = triton.next_power_of_2(splits)
+        launching.launch(softmax_kernels.combine_splits, lambda _: lse.numel(), problem, arguments)
     return output, lse
+
+
+def key_splits(problem: Problem) -> int:
+    """Among how many programs the keys of a tile of queries are divided: 1 unless queries are too few for the chip.
+
+    A step of decoding has one query a head: what counts is that the whole chip reads keys and values.
+    """
+    if problem.len_q > tuning.FEWEST_ROWS or problem.kind == "mac" or problem.center:
+        return 1
+    left, right = problem.band
+    keys = problem.len_k if UNLIMITED in (left, right) else min(problem.len_k, left + problem.len_q + right)
+    idle = PROGRAMS_AT_ONCE // (problem.batch * problem.heads)
+    return max(1, min(idle, keys // KEYS_OF_A_SPLIT, MOST_SPLITS))
 
 
 def mac(problem: Problem, inputs: Inputs) -> Tensor:
@@ -76,18 +103,18 @@ def mac(problem: Problem, inputs: Inputs) -> Tensor:
 
 def weights(problem: Problem, inputs: Inputs, lse: Tensor) -> Tensor:
     """Attention weights after dropout: `(B, H, Lq, Lk)`, or their mean over heads `(B, Lq, Lk)`."""
-    inputs = _unit_stride(inputs)
+    inputs = unit_stride(inputs)
     mean = problem.weights == "mean"
     planes = problem.batch if mean else problem.batch * problem.heads
     shape = (problem.batch, problem.len_q, problem.len_k)
     result = inputs.query.new_empty(shape if mean else (shape[0], problem.heads, *shape[1:]))
     if _is_empty(problem):
         return result.zero_()
-    _launch(
+    launching.launch(
         weights_kernels.attention_weights,
         lambda c: triton.cdiv(problem.len_q, c.block_m) * triton.cdiv(problem.len_k, c.block_n) * planes,
         problem,
-        _arguments(problem, inputs) | {"weights": result, "lse": lse.contiguous(), "MEAN": mean},
+        arguments_of(problem, inputs) | {"weights": result, "lse": lse.contiguous(), "MEAN": mean},
     )
     return result
 
@@ -108,7 +135,7 @@ def backward(
 
     lse: None where the weights are no softmax.
     """
-    inputs = _unit_stride(inputs)
+    inputs = unit_stride(inputs)
     grad_query = torch.empty_like(inputs.query)
     grad_key = torch.empty_like(inputs.key)
     grad_value = torch.empty_like(inputs.value) if grad_output is not None else None
@@ -122,7 +149,7 @@ def backward(
     lse = inputs.query.new_empty(inputs.query.shape[:3], dtype=torch.float32) if lse is None else lse
     do = with_unit_stride(grad_output) if grad_output is not None else absent
     dw = broadcastable(grad_weights) if grad_weights is not None else absent
-    arguments = _arguments(problem, inputs) | _strides(do, "ob", "oh", "om") | _strides(dw, "gb", "gh", "gi", "gj")
+    arguments = arguments_of(problem, inputs) | strides(do, "ob", "oh", "om") | strides(dw, "gb", "gh", "gi", "gj")
     arguments |= {
         "lse": lse.contiguous(),
         "grad_output": do,
@@ -132,18 +159,18 @@ def backward(
         "HAS_WEIGHTS": grad_weights is not None,
         "HAS_ENTROPY": entropy is not None,
     }
-    arguments |= _strides(grad_query, "dqb", "dqh", "dqm") | {"grad_query": grad_query}
+    arguments |= strides(grad_query, "dqb", "dqh", "dqm") | {"grad_query": grad_query}
     arguments |= {"grad_center": grad_center, "grad_sigma": grad_sigma}
     arguments["row"] = lse if problem.kind == "mac" else _row_terms(problem, arguments, output, row)
     _launch_query(problem, arguments, mean=False)
     dv = grad_value if grad_value is not None else absent
-    _launch(
+    launching.launch(
         backward_kernels.backward_key_value,
         lambda c: triton.cdiv(problem.len_k, c.block_n) * problem.batch * problem.kv_heads,
         problem,
         arguments
-        | _strides(grad_key, "dkb", "dkh", "dkn")
-        | _strides(dv, "dvb", "dvh", "dvn")
+        | strides(grad_key, "dkb", "dkh", "dkn")
+        | strides(dv, "dvb", "dvh", "dvn")
         | {"grad_key": grad_key, "grad_value": dv},
     )
     grad_mask = _mask_gradient(problem, inputs, arguments) if needs_mask else None
@@ -152,7 +179,7 @@ def backward(
 
 def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """One pass over the keys: output, index, score (each `(S, B, H, Lq, ...)`), lse, entropy."""
-    inputs = _unit_stride(inputs)
+    inputs = unit_stride(inputs)
     query, draws = inputs.query, problem.num_samples
     shape = query.shape[:3]
     index = torch.full((draws, *shape), -1, dtype=torch.int64, device=query.device)
@@ -162,13 +189,13 @@ def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Te
     if not _is_empty(problem):
         at_once = min(4, triton.next_power_of_2(draws))
         planes = problem.batch * problem.heads * triton.cdiv(draws, 4)
-        _launch(
+        launching.launch(
             sample_kernels.sample_forward,
             lambda c: triton.cdiv(problem.len_q, c.block_m) * planes,
             problem,
-            _arguments(problem, inputs)
+            arguments_of(problem, inputs)
             | {"index": index, "score": score, "lse": lse, "entropy": entropy}
-            | {"batch_heads": problem.batch * problem.heads, "num_samples": draws}
+            | {"batch_heads": problem.batch * problem.heads, "all_rows": lse.numel(), "num_samples": draws}
             | {"ARGMAX": problem.selector == "argmax", "SAMPLES": at_once},
         )
     return sparse.gather(inputs, index), index, score, lse, entropy
@@ -187,7 +214,7 @@ def _row_terms(problem: Problem, arguments: dict, output: Tensor | None, row: Te
 
 
 def _launch_query(problem: Problem, arguments: dict, mean: bool) -> None:
-    _launch(
+    launching.launch(
         backward_kernels.backward_query,
         lambda c: triton.cdiv(problem.len_q, c.block_m) * problem.batch * problem.heads,
         problem,
@@ -216,7 +243,7 @@ def _mask_gradient(problem: Problem, inputs: Inputs, arguments: dict) -> Tensor:
     sum_rows, sum_keys = mask_rows == 1 != problem.len_q, mask_keys == 1 != problem.len_k
     kernel = mask_kernels.backward_mask
     with on_device_of(mask):
-        config = _config(kernel, problem)
+        config = launching.config_of(kernel, problem)
     tiles_m, tiles_n = triton.cdiv(problem.len_q, config.block_m), triton.cdiv(problem.len_k, config.block_n)
     own = mask_batches * mask_heads * (1 if sum_rows else tiles_m) * (1 if sum_keys else tiles_n)
     all_tiles = problem.batch * problem.heads * tiles_m * tiles_n
@@ -227,128 +254,13 @@ def _mask_gradient(problem: Problem, inputs: Inputs, arguments: dict) -> Tensor:
         "mask_batches": mask_batches, "mask_heads": mask_heads, "mask_rows": mask_rows, "mask_keys": mask_keys,
     }  # fmt: skip
     if problem.center and not sum_rows:  # rows stay where the mask has them
-        anchors = _anchors(problem, inputs.center)
-        rows = torch.arange(problem.len_q, dtype=torch.int32, device=mask.device)
+        anchors = anchors_of(problem, inputs.center)
+        rows = torch.arange(anchors.shape[-1], dtype=torch.int32, device=mask.device)
+        if problem.packed:
+            rows = places(inputs.cu_seq_q, len(rows))[1].int()
         arguments |= {"anchors": anchors, "order": rows.expand_as(anchors).contiguous()}
-    _launch(kernel, lambda _: own * splits, problem, arguments)
+    launching.launch(kernel, lambda _: own * splits, problem, arguments)
     return partial.sum(0)
-
-
-def _launch(kernel, programs, problem: Problem, arguments: dict) -> None:
-    """Runs one kernel over `programs(config)` programs; takes from the arguments those it names."""
-    arguments = {key: arguments[key] for key in kernel.arg_names if key in arguments}
-
-    def run(config: tuning.Config) -> None:
-        tiles = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
-        tiles = {key: size for key, size in tiles.items() if key in kernel.arg_names}
-        kernel[(programs(config),)](**arguments, **tiles, num_warps=config.num_warps, num_stages=config.num_stages)
-
-    with on_device_of(arguments["query"]):
-        run(_config(kernel, problem, run))
-
-
-def _config(kernel, problem: Problem, run=None) -> tuning.Config:
-    if INTERPRETED:
-        return tuning.INTERPRETER
-
-    def measure(config: tuning.Config) -> float:
-        return triton.testing.do_bench(lambda: run(config), warmup=5, rep=20)
-
-    major, minor = torch.cuda.get_device_capability()
-    if run is None:
-        return tuning.candidates(kernel.__name__, problem, 10 * major + minor)[0]
-    return tuning.config(kernel.__name__, problem, torch.cuda.get_device_name(), 10 * major + minor, measure)
-
-
-def _arguments(problem: Problem, inputs: Inputs) -> dict:
-    """What every kernel may ask for: tensors, strides, sizes and compile-time choices."""
-    query, key, value, mask, offsets, seed, center, sigma = inputs
-    left, right = problem.band
-    stand_in = query  # for tensors that the compiled kernel never reads
-    block_e, block_v = padded_widths(problem)
-    mask_strides = dict.fromkeys(("stride_mask_b", "stride_mask_h", "stride_mask_i", "stride_mask_j"), 0)
-    if mask is not None:
-        mask = broadcastable(mask.view(torch.uint8) if mask.dtype == torch.bool else mask)
-        mask_strides = dict(zip(mask_strides, mask.stride()))
-    order = anchors = None
-    if problem.center:
-        anchors, order = _anchors(problem, center).sort(dim=-1, stable=True)
-        order = order.int()
-    return {
-        "query": query, "key": key, "value": value, "mask": stand_in if mask is None else mask,
-        "offsets": stand_in if offsets is None else offsets, "seed": stand_in if seed is None else seed,
-        **_strides(query, "qb", "qh", "qm"), **_strides(key, "kb", "kh", "kn"), **_strides(value, "vb", "vh", "vn"),
-        **mask_strides,
-        "order": order, "anchors": anchors, "center": center.contiguous() if problem.sigma else None,
-        "sigma": sigma.contiguous() if problem.sigma else None,
-        "heads": problem.heads, "group": problem.group, "len_q": problem.len_q, "len_k": problem.len_k,
-        "scale": problem.scale, "softcap": problem.softcap,
-        "query_offset": problem.query_offset or 0, "left": left, "right": right,
-        "dropout_threshold": philox.dropout_threshold(problem.dropout_p),
-        "dropout_scale": philox.dropout_scale(problem.dropout_p),
-        "HEAD_DIM": problem.head_dim, "VALUE_DIM": problem.value_dim,
-        "BLOCK_E": block_e, "BLOCK_V": block_v,
-        "MASK": problem.mask or "none", "OFFSETS": offsets is not None, "SOFTCAP": problem.softcap > 0,
-        "LEFT": left != UNLIMITED, "RIGHT": right != UNLIMITED, "DROPOUT": problem.dropout_p > 0,
-        "ACTIVATION": problem.selector if problem.kind == "mac" else "softmax",
-        "CENTERED": problem.center, "CAUSAL": problem.center and problem.causal, "GAUSSIAN": _gaussian(problem),
-        "PRECISION": precision(problem.dtype), "UNIT": _unit(problem),
-    }  # fmt: skip
-
-
-def _anchors(problem: Problem, center: Tensor) -> Tensor:
-    """The keys that the windows lie around, int32 `(B, H, Lq)`; of windows that see no key, the nearest such one."""
-    left, right = problem.window
-    lowest, highest = -1 - max(right, 0), problem.len_k + max(left, 0)
-    nowhere = highest if right == UNLIMITED else lowest
-    return center.double().floor().nan_to_num(nowhere).clamp(lowest, highest).int()
-
-
-def _gaussian(problem: Problem) -> str:
-    if not problem.sigma:
-        return "none"
-    return "inside" if problem.renormalize else "after"
-
-
-def _unit(problem: Problem) -> float:
-    """What one nat of score counts in the kernels; see triton_kernels/__init__.py."""
-    exact = problem.dtype == torch.float32 or problem.selector in ("linear", "relu")
-    return 1.0 if exact else LOG2E.value
-
-
-def precision(dtype: torch.dtype) -> str:
-    """Float32 products follow `torch.set_float32_matmul_precision`, or torch's newer setting of the same."""
-    if dtype != torch.float32:
-        return "ieee"
-    try:
-        return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
-    except RuntimeError:  # the newer setting was used
-        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
-
-
-def _strides(tensor: Tensor, *names: str) -> dict[str, int]:
-    return {f"stride_{key}": stride for key, stride in zip(names, tensor.stride())}
-
-
-def _unit_stride(inputs: Inputs) -> Inputs:
-    query, key, value = (with_unit_stride(tensor) for tensor in inputs[:3])
-    return inputs._replace(query=query, key=key, value=value)
-
-
-def with_unit_stride(tensor: Tensor) -> Tensor:
-    """Features side by side, and rows near enough for 32-bit offsets inside a tile."""
-    return tensor if tensor.stride(-1) == 1 and tensor.stride(-2) < FARTHEST_ROW else tensor.contiguous()
-
-
-def padded_widths(problem: Problem) -> tuple[int, int]:
-    """Features of a tile of queries or keys, and of values."""
-    block_e, block_v = padded(problem.head_dim), padded(problem.value_dim)
-    # tiles swizzled alike: ptxas 12.8 (Triton 3.6) mixes up the wgmma descriptors of ones that differ
-    return max(block_e, min(block_v, WIDEST_SWIZZLE)), max(block_v, min(block_e, WIDEST_SWIZZLE))
-
-
-def padded(width: int) -> int:
-    return max(16, triton.next_power_of_2(width))
 
 
 def _is_empty(problem: Problem) -> bool:

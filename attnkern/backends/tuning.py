@@ -15,6 +15,7 @@ from attnkern import cache
 from attnkern.problem import UNLIMITED, Problem
 
 FILE = "tuning.json"
+FEWEST_ROWS = 16  # of a tile: the tensor cores' least
 
 
 class Config(NamedTuple):
@@ -142,6 +143,17 @@ THIRTY_TWO_BIT: Table = {
 }
 
 
+# a step of decoding reads keys and values once: few rows, long tiles of keys
+FEW_QUERIES: Table = {
+    "softmax_forward": {
+        64: (Config(16, 128, 4, 3), Config(16, 64, 4, 4)),
+        128: (Config(16, 64, 4, 3), Config(16, 128, 4, 2)),
+        256: (Config(16, 32, 4, 2),),
+    },
+    "combine_splits": {256: (Config(16, 64, 4, 1),)},
+}
+
+
 def candidates(kernel: str, problem: Problem, capability: int) -> tuple[Config, ...]:
     """The kernel's row of the table, for compute capability 80, 90, 100, ..."""
     if problem.dtype.itemsize > 2:
@@ -152,6 +164,8 @@ def candidates(kernel: str, problem: Problem, capability: int) -> tuple[Config, 
             rows |= HOPPER_UNNORMALISED
         if problem.mask:
             rows |= MASKED | (HOPPER_MASKED if capability == 90 else {})
+        if problem.len_q <= FEWEST_ROWS:
+            rows |= FEW_QUERIES
         if problem.center:
             rows |= CENTERED
         row = rows[kernel]

@@ -9,7 +9,6 @@ from typing import Literal, NamedTuple
 import torch
 
 from attnkern.backends import banded, hopper, sdpa, tiles, tuning
-from attnkern.backends.choose import load
 from attnkern.philox import SAMPLE_BLOCK
 from attnkern.problem import UNLIMITED, Problem
 
@@ -108,8 +107,9 @@ def _walked(problem: Problem, align: int) -> tuple[int, int]:
 
 
 def _triton(problem: Problem, operation: Operation, sources: Sources) -> list[Pass]:
-    backend = load("triton")
-    score, value = backend.padded_widths(problem)
+    from attnkern.backends import launching  # imports Triton
+
+    score, value = launching.padded_widths(problem)
 
     def one(kernel: str, features: int, by: str = "query", keys: int | None = None, times: int = 1, name: str = ""):
         config = _triton_config(kernel, problem)

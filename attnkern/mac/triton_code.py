@@ -7,6 +7,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
+from attnkern.backends import launching
 from attnkern.backends import triton as backend
 from attnkern.backends.tuning import Config, candidates
 from attnkern.problem import Inputs, Problem
@@ -67,8 +68,8 @@ def launches(problem: Problem, inputs: Inputs, capability: int, **gradients) -> 
     def first(kernel, problem):
         return candidates(kernel.__name__, problem, capability)[0]
 
-    originals = backend._launch, backend._config
-    backend._launch, backend._config = record, first
+    originals = launching.launch, launching.config_of
+    launching.launch, launching.config_of = record, first
     try:
         output, lse = backend.softmax(problem, inputs)
         backend.backward(problem, inputs, lse, grad_output=output, **gradients)
@@ -76,5 +77,5 @@ def launches(problem: Problem, inputs: Inputs, capability: int, **gradients) -> 
             backend.weights(problem, inputs, lse)
             backend.sample(problem, inputs)
     finally:
-        backend._launch, backend._config = originals
+        launching.launch, launching.config_of = originals
     return found

@@ -22,12 +22,12 @@ class PredictedCenter(nn.Module):
         nn.init.xavier_uniform_(self.proj.weight)
         nn.init.uniform_(self.score, -(self.score.shape[1] ** -0.5), self.score.shape[1] ** -0.5)
 
-    def forward(self, states: Tensor, len_k: int, key_padding_mask: Tensor | None = None) -> Tensor:
+    def forward(self, states: Tensor, len_k: int | Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         """Centres `(N, H, L)`, in float32 at least: a position has more digits than half a float.
 
         Args:
             states: `(N, L, embed_dim)`.
-            len_k: number of keys, padding included.
+            len_k: number of keys, padding included; or one number for each state, `(L,)`.
             key_padding_mask: `(N, len_k)`, True or -inf where a key is padding; S then counts the others, which must
                 stand together, and positions count from the first of them.
         """

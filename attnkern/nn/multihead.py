@@ -207,12 +207,13 @@ class MultiheadAttention(nn.MultiheadAttention):
         additive = (F._canonical_mask(mask, name, **other) for name, mask in masks.items())
         return reduce(torch.add, (F.pad(mask, (0, appended)) for mask in additive))
 
-    def _attend(self, query, key, value, mask, is_causal, wanted, center) -> tuple[Tensor, Tensor | None]:
+    def _attend(self, query, key, value, mask, is_causal, wanted, center, **packing) -> tuple[Tensor, Tensor | None]:
         options = {
             "dropout_p": self.dropout if self.training else 0.0,
             "is_causal": is_causal,
             "return_aux": AuxRequest(weights=wanted),
             "backend": self.backend,
+            **packing,
         }
         kind = self.attention
         if isinstance(kind, Local):
@@ -222,19 +223,21 @@ class MultiheadAttention(nn.MultiheadAttention):
             output, aux = global_attention(query, key, value, mask, **options)
         return output, aux.weights
 
-    def _attend_hard(self, query, key, value, mask, is_causal, wanted) -> tuple[Tensor, Tensor | None]:
+    def _attend_hard(self, query, key, value, mask, is_causal, wanted, **packing) -> tuple[Tensor, Tensor | None]:
         kind = self.attention
+        draws = kind.num_samples if self.training else None
         self.hard = hard_attention(
             query,
             key,
             value,
             mask,
             is_causal,
-            num_samples=kind.num_samples if self.training else None,
+            num_samples=draws,
             deterministic=not self.training,
             straight_through=kind.straight_through,
             window=kind.window,
             backend=self.backend,
+            **packing,
         )
         if self.training and kind.soft_mixture:
             # -1 on both sides is a window that holds every key
@@ -244,7 +247,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             self.hard = soft_mixture(self.hard, soft, kind.soft_mixture)
         output, index = self.hard.output, self.hard.index
         weights = _shares(index, key.shape[2], wanted, query.dtype) if wanted else None
-        return output if output.dim() == 4 else output.mean(0), weights
+        return output if draws is None else output.mean(0), weights
 
     def _reset_parameters(self) -> None:
         # torch's __init__ ends here. The flag tells it which weights there are; False from then on keeps

@@ -1,7 +1,6 @@
 """Local attention around real positions: `attnkern::centered_attention` and its backward (local-p)."""
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
 
 from attnkern import products
 from attnkern.backends.choose import choose, load
@@ -9,7 +8,7 @@ from attnkern.ops import library, second_order
 from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Inputs, new_output
 
-INPUTS = len(Inputs._fields)
+INPUTS = library.TENSORS + 2  # center and sigma
 
 
 def _prepare(tensors: tuple, options: tuple, **choices):
@@ -55,9 +54,9 @@ def _backward(grad_output, grad_lse, output, lse, *args):
 
 
 def _fake_backward(grad_output, grad_lse, output, lse, *args):
-    query, key, value, attn_mask, _, _, center, sigma, *options = args
+    query, key, value, attn_mask, *_, center, sigma = args[:INPUTS]
     gaussian = (query.new_empty(0) if sigma is None else torch.empty_like(center).contiguous() for _ in range(2))
-    return *library.fake_gradients(query, key, value, attn_mask, needs_mask=options[-1]), *gaussian
+    return *library.fake_gradients(query, key, value, attn_mask, needs_mask=args[-1]), *gaussian
 
 
 def _setup_context(ctx, inputs, output):
@@ -72,27 +71,25 @@ def _autograd(ctx, grad_output, grad_lse):
     if grad_output is None and grad_lse is None:
         return tuple([None] * len(needed))
     found = _differentiable_backward(grad_output, grad_lse, output, lse, *inputs, *ctx.options, needed[3])
-    gaussian = [grad if need and inputs[-1] is not None else None for grad, need in zip(found[4:], needed[6:8])]
-    grads = library.gradients_or_none(found[:4], needed[:6])
+    has_sigma = inputs[-1] is not None
+    gaussian = [grad if need and has_sigma else None for grad, need in zip(found[4:], needed[library.TENSORS :])]
+    grads = library.gradients_or_none(found[:4], needed[: library.TENSORS])
     return *grads, *gaussian, *[None] * len(ctx.options)
 
 
-TENSORS = (
-    "Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? offsets, Tensor? seed, "
-    "Tensor center, Tensor? sigma"
-)
-OPTIONS = (
-    "float scale, float softcap, bool causal, int left, int right, SymInt query_offset, bool renormalize, "
-    "float dropout_p, str? backend"
+ARGUMENTS = (
+    "Tensor query, Tensor key, Tensor value, "
+    + library.SCORE_ARGUMENTS.replace("float scale", "Tensor center, Tensor? sigma, float scale")
+    + ", bool renormalize, float dropout_p, str? backend"
 )
 library.define(
-    f"centered_attention({TENSORS}, {OPTIONS}) -> (Tensor output, Tensor lse)",
+    f"centered_attention({ARGUMENTS}) -> (Tensor output, Tensor lse)",
     _forward,
     _fake_forward,
 )
 library.define(
     "centered_attention_backward(Tensor? grad_output, Tensor? grad_lse, Tensor output, Tensor lse, "
-    f"{TENSORS}, {OPTIONS}, bool needs_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"{ARGUMENTS}, bool needs_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
 )
@@ -106,15 +103,12 @@ _BATCHED |= dict.fromkeys(("grad_output", "grad_lse", "output", "lse"), 0)
 fold_into_batch("centered_attention_backward", _BATCHED, (0,) * 6, mask_gradient=3)
 
 
-@register_flop_formula(torch.ops.attnkern.centered_attention)
-def _forward_flops(query, key, value, attn_mask, offsets, seed, center, sigma, *options, **_) -> int:
+@library.flop_formula("centered_attention")
+def _forward_macs(problem, given) -> int:
     """Of whole windows: where they lie is the tensor's secret."""
-    return 2 * products.softmax(library.problem_of(query, key, value, offsets, options, center=True))
+    return products.softmax(problem)
 
 
-@register_flop_formula(torch.ops.attnkern.centered_attention_backward)
-def _backward_flops(
-    grad_output, grad_lse, output, lse, query, key, value, attn_mask, offsets, seed, center, sigma, *options, **_
-) -> int:
-    problem = library.problem_of(query, key, value, offsets, options, center=True)
-    return 2 * products.softmax_backward(problem, output=grad_output is not None)
+@library.flop_formula("centered_attention_backward")
+def _backward_macs(problem, given) -> int:
+    return products.softmax_backward(problem, output=given["grad_output"] is not None)

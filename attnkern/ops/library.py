@@ -1,10 +1,13 @@
 """The torch.library namespace `attnkern::`, and what every operation in it shares."""
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from attnkern.problem import Gradients, Inputs, Problem
 
@@ -12,11 +15,23 @@ library = torch.library.Library("attnkern", "DEF")
 
 # the arguments that describe scores and prior, the same in every operation
 SCORE_ARGUMENTS = (
-    "Tensor? attn_mask, Tensor? offsets, Tensor? seed, "
-    "float scale, float softcap, bool causal, int left, int right, SymInt query_offset"
+    "Tensor? attn_mask, Tensor? offsets, Tensor? seed, Tensor? cu_seq_q, Tensor? cu_seq_k, "
+    "float scale, float softcap, bool causal, int left, int right, SymInt query_offset, SymInt max_q, SymInt max_k"
 )
-SCORE_OPTIONS = 6  # those of them that are no tensors
-TENSORS = 6  # the others, and query, key and value
+TENSORS = 8  # of them that are tensors, and query, key and value
+
+
+class ScoreOptions(NamedTuple):
+    """Those that are none, in their order."""
+
+    scale: float
+    softcap: float
+    causal: bool
+    left: int
+    right: int
+    query_offset: int
+    max_q: int
+    max_k: int
 
 
 def define(schema: str, implementation, fake) -> None:
@@ -84,16 +99,18 @@ def _function(name: str, **members) -> type[torch.autograd.Function]:
     return type(name, (torch.autograd.Function,), static)
 
 
-def describe(inputs: Inputs, scale, softcap, causal, left, right, query_offset, **choices) -> Problem:
-    """The `Problem` of one call."""
+def describe(inputs: Inputs, scale, softcap, causal, left, right, query_offset, max_q, max_k, **choices) -> Problem:
+    """The `Problem` of one call. max_q, max_k: the lengths, for packed sequences those of the longest."""
     query, key, value, mask = inputs[:4]
-    batch, heads, len_q, head_dim = query.shape
+    batch, heads, _, head_dim = query.shape
+    packed = inputs.cu_seq_q is not None
     return Problem(
-        batch=batch,
+        batch=len(inputs.cu_seq_q) - 1 if packed else batch,
+        packed=packed,
         heads=heads,
         kv_heads=key.shape[1],
-        len_q=len_q,
-        len_k=key.shape[2],
+        len_q=max_q,
+        len_k=max_k,
         head_dim=head_dim,
         value_dim=value.shape[3],
         dtype=query.dtype,
@@ -108,22 +125,51 @@ def describe(inputs: Inputs, scale, softcap, causal, left, right, query_offset, 
     )
 
 
-def problem_of(query: tuple, key: tuple, value: tuple, offsets: tuple | None, options: tuple, **choices) -> Problem:
-    """What a FLOP formula knows of a call: shapes, and the options after the tensors."""
-    causal, left, right, query_offset = options[2:SCORE_OPTIONS]
-    return Problem(
-        batch=query[0],
-        heads=query[1],
-        kv_heads=key[1],
-        len_q=query[2],
-        len_k=key[2],
-        head_dim=query[3],
-        value_dim=value[3],
-        causal=causal,
-        window=(left, right),
-        query_offset=query_offset if offsets is None else None,
-        **choices,
-    )
+def flop_formula(name: str) -> Callable:
+    """Registers `formula(problem, given)`: an operation's MACs, of a `Problem` and of its arguments by name.
+
+    The formula is told of packed sequences one by one.
+    """
+    operation = getattr(torch.ops.attnkern, name)
+    names = [argument.name for argument in operation.default._schema.arguments]
+
+    def register(formula: Callable) -> Callable:
+        def flops(*args, out_val=None, **kwargs) -> int:
+            given = dict(zip(names, args)) | kwargs
+            return 2 * sum(formula(problem, given) for problem in _problems(given))
+
+        register_flop_formula(operation, get_raw=True)(flops)
+        return formula
+
+    return register
+
+
+def _problems(given: dict) -> Iterator[Problem]:
+    """What a call computes, sequence by sequence where they are packed."""
+    query, key = given["query"], given["key"]
+    (batch, heads, len_q, head_dim), (_, kv_heads, len_k, value_dim) = query.shape, given.get("value", key).shape
+    offset = given["query_offset"] if given["offsets"] is None else None
+    sizes = [(batch, len_q, len_k, offset)]
+    if given["cu_seq_q"] is not None:
+        lengths = (given[name].diff().tolist() for name in ("cu_seq_q", "cu_seq_k"))
+        offsets = itertools.repeat(offset) if given["offsets"] is None else given["offsets"].tolist()
+        sizes = zip(itertools.repeat(1), *lengths, offsets)
+    for batch, len_q, len_k, offset in sizes:
+        yield Problem(
+            batch=batch,
+            heads=heads,
+            kv_heads=kv_heads,
+            len_q=len_q,
+            len_k=len_k,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            causal=given["causal"],
+            window=(given["left"], given["right"]),
+            query_offset=offset,
+            center="center" in given,
+            num_samples=given.get("num_samples", 1),
+            straight_through=given.get("straight_through", False),
+        )
 
 
 def like_inputs(gradients: Gradients, inputs: Inputs, needs_mask: bool) -> tuple[Tensor, ...]:

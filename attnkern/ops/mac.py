@@ -1,8 +1,5 @@
 """Weights without normalisation: `attnkern::mac_attention` and its backward."""
 
-import torch
-from torch.utils.flop_counter import register_flop_formula
-
 from attnkern import products
 from attnkern.backends.choose import choose, load
 from attnkern.ops import library, second_order
@@ -10,14 +7,15 @@ from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Inputs, new_output
 
 
-def _prepare(inputs: Inputs, options: tuple, **choices):
-    *score_options, activation, backend = options
+def _prepare(args: tuple, **choices):
+    inputs = Inputs(*args[: library.TENSORS])
+    *score_options, activation, backend = args[library.TENSORS :]
     problem = library.describe(inputs, *score_options, selector=activation, **choices)
     return load(choose(problem, backend)), problem, inputs
 
 
-def _forward(query, key, value, attn_mask, offsets, seed, *options):
-    module, problem, inputs = _prepare(Inputs(query, key, value, attn_mask, offsets, seed), options)
+def _forward(*args):
+    module, problem, inputs = _prepare(args)
     return module.mac(problem, inputs)
 
 
@@ -25,10 +23,9 @@ def _fake_forward(query, key, value, *_):
     return new_output(query, value)
 
 
-def _backward(grad_output, query, key, value, attn_mask, offsets, seed, *options):
-    *options, needs_mask = options
-    inputs = Inputs(query, key, value, attn_mask, offsets, seed)
-    module, problem, inputs = _prepare(inputs, options, requires_grad=True)
+def _backward(grad_output, *args):
+    *args, needs_mask = args
+    module, problem, inputs = _prepare(args, requires_grad=True)
     gradients = module.backward(problem, inputs, grad_output=grad_output, needs_mask=needs_mask)
     return library.like_inputs(gradients, inputs, needs_mask)
 
@@ -68,11 +65,11 @@ fold_into_batch("mac_attention", _BATCHED, (0,))
 fold_into_batch("mac_attention_backward", _BATCHED | {"grad_output": 0}, (0, 0, 0, 0), mask_gradient=3)
 
 
-@register_flop_formula(torch.ops.attnkern.mac_attention)
-def _forward_flops(query, key, value, attn_mask, offsets, seed, *options, **_) -> int:
-    return 2 * products.softmax(library.problem_of(query, key, value, offsets, options))
+@library.flop_formula("mac_attention")
+def _forward_macs(problem, given) -> int:
+    return products.softmax(problem)
 
 
-@register_flop_formula(torch.ops.attnkern.mac_attention_backward)
-def _backward_flops(grad_output, query, key, value, attn_mask, offsets, seed, *options, **_) -> int:
-    return 2 * products.softmax_backward(library.problem_of(query, key, value, offsets, options))
+@library.flop_formula("mac_attention_backward")
+def _backward_macs(problem, given) -> int:
+    return products.softmax_backward(problem)

@@ -5,7 +5,6 @@ The backward has two halves that run only when a gradient asks for them: a spars
 """
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
 
 from attnkern import products
 from attnkern.backends.choose import choose, load
@@ -27,14 +26,14 @@ def _prepare(inputs, options, **choices):
     return load(choose(problem, backend)), problem
 
 
-def _forward(query, key, value, attn_mask, offsets, seed, *options):
-    inputs = Inputs(query, key, value, attn_mask, offsets, seed)
-    module, problem = _prepare(inputs, options)
+def _forward(*args):
+    inputs = Inputs(*args[: library.TENSORS])
+    module, problem = _prepare(inputs, args[library.TENSORS :])
     return module.sample(problem, inputs)
 
 
-def _fake_forward(query, key, value, attn_mask, offsets, seed, *options):
-    draws, rows, dtype = options[-4], library.row_shape(query), library.compute_dtype(query)
+def _fake_forward(query, key, value, *rest):
+    draws, rows, dtype = rest[-4], library.row_shape(query), library.compute_dtype(query)
     index = query.new_empty(draws, *rows, dtype=torch.int64)
     score = query.new_empty(draws, *rows, dtype=dtype)
     return (
@@ -46,12 +45,9 @@ def _fake_forward(query, key, value, attn_mask, offsets, seed, *options):
     )
 
 
-def _backward(
-    grad_output, grad_score, grad_lse, grad_entropy, index, score, lse, entropy,
-    query, key, value, attn_mask, offsets, seed, *options,
-):  # fmt: skip
-    inputs = Inputs(query, key, value, attn_mask, offsets, seed)
-    *options, needs_mask = options
+def _backward(grad_output, grad_score, grad_lse, grad_entropy, index, score, lse, entropy, *args):
+    inputs = Inputs(*args[: library.TENSORS])
+    *options, needs_mask = args[library.TENSORS :]
     module, problem = _prepare(inputs, options, requires_grad=True)
     gradients = Gradients()
     if grad_output is not None or grad_score is not None:
@@ -126,22 +122,16 @@ _BATCHED |= dict.fromkeys(("grad_lse", "grad_entropy", "lse", "entropy"), 0)
 fold_into_batch("sample_attention_backward", _BATCHED, (0, 0, 0, 0), mask_gradient=3)
 
 
-@register_flop_formula(torch.ops.attnkern.sample_attention)
-def _forward_flops(query, key, value, attn_mask, offsets, seed, *options, **_) -> int:
-    return 2 * products.hard(library.problem_of(query, key, value, offsets, options))
+@library.flop_formula("sample_attention")
+def _forward_macs(problem, given) -> int:
+    return products.hard(problem)
 
 
-@register_flop_formula(torch.ops.attnkern.sample_attention_backward)
-def _backward_flops(
-    grad_output, grad_score, grad_lse, grad_entropy, index, score, lse, entropy,
-    query, key, value, attn_mask, offsets, seed, *options, **_,
-) -> int:  # fmt: skip
-    draws, _, straight_through = options[library.SCORE_OPTIONS :][:3]
-    choices = {"num_samples": draws, "straight_through": straight_through}
-    problem = library.problem_of(query, key, value, offsets, options, **choices)
-    return 2 * products.hard_backward(
+@library.flop_formula("sample_attention_backward")
+def _backward_macs(problem, given) -> int:
+    return products.hard_backward(
         problem,
-        output=grad_output is not None,
-        score=grad_score is not None,
-        distribution=grad_lse is not None or grad_entropy is not None,
+        output=given["grad_output"] is not None,
+        score=given["grad_score"] is not None,
+        distribution=given["grad_lse"] is not None or given["grad_entropy"] is not None,
     )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from attnkern import reference
 from attnkern.ops import library
+from attnkern.packing import Packing
 
 DIFFERENTIABLE = ("query", "key", "value", "attn_mask", "center", "sigma", "document", "question")
 
@@ -60,6 +61,7 @@ def score_options(given: dict) -> dict:
         "is_causal": given["causal"],
         "window": (given["left"], given["right"]),
         "query_offset": offset,
+        "packing": None if given["cu_seq_q"] is None else Packing(*(given[name] for name in Packing._fields)),
     }
 
 

@@ -1,8 +1,5 @@
 """Global and local attention: `attnkern::softmax_attention` and its backward."""
 
-import torch
-from torch.utils.flop_counter import register_flop_formula
-
 from attnkern import products
 from attnkern.backends.choose import choose, load
 from attnkern.ops import library, second_order
@@ -10,9 +7,9 @@ from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Inputs, new_output
 
 
-def _forward(query, key, value, attn_mask, offsets, seed, *options):
-    inputs = Inputs(query, key, value, attn_mask, offsets, seed)
-    *score_options, dropout_p, backend = options
+def _forward(*args):
+    inputs = Inputs(*args[: library.TENSORS])
+    *score_options, dropout_p, backend = args[library.TENSORS :]
     problem = library.describe(inputs, *score_options, dropout_p=dropout_p)
     return load(choose(problem, backend)).softmax(problem, inputs)
 
@@ -22,9 +19,9 @@ def _fake_forward(query, key, value, *_):
     return new_output(query, value), lse
 
 
-def _backward(grad_output, grad_lse, output, lse, query, key, value, attn_mask, offsets, seed, *options):
-    inputs = Inputs(query, key, value, attn_mask, offsets, seed)
-    *score_options, dropout_p, backend, needs_mask = options
+def _backward(grad_output, grad_lse, output, lse, *args):
+    inputs = Inputs(*args[: library.TENSORS])
+    *score_options, dropout_p, backend, needs_mask = args[library.TENSORS :]
     problem = library.describe(inputs, *score_options, dropout_p=dropout_p, requires_grad=True)
     gradients = load(choose(problem, backend)).backward(
         problem,
@@ -81,14 +78,11 @@ _BATCHED |= dict.fromkeys(("grad_output", "grad_lse", "output", "lse"), 0)
 fold_into_batch("softmax_attention_backward", _BATCHED, (0, 0, 0, 0), mask_gradient=3)
 
 
-@register_flop_formula(torch.ops.attnkern.softmax_attention)
-def _forward_flops(query, key, value, attn_mask, offsets, seed, *options, **_) -> int:
-    return 2 * products.softmax(library.problem_of(query, key, value, offsets, options))
+@library.flop_formula("softmax_attention")
+def _forward_macs(problem, given) -> int:
+    return products.softmax(problem)
 
 
-@register_flop_formula(torch.ops.attnkern.softmax_attention_backward)
-def _backward_flops(
-    grad_output, grad_lse, output, lse, query, key, value, attn_mask, offsets, seed, *options, **_
-) -> int:
-    problem = library.problem_of(query, key, value, offsets, options)
-    return 2 * products.softmax_backward(problem, output=grad_output is not None)
+@library.flop_formula("softmax_attention_backward")
+def _backward_macs(problem, given) -> int:
+    return products.softmax_backward(problem, output=given["grad_output"] is not None)

@@ -27,6 +27,8 @@ def fold_into_batch(name: str, batch_in: dict[str, int], batch_out: tuple[int, .
             _fold(value, dims[argument], batch_in[argument], info.batch_size, batch) if argument in batch_in else value
             for argument, value in given.items()
         ]
+        if given.get("cu_seq_q") is not None:
+            raise ValueError("packed sequences cannot be mapped over: pack them all, or pass them padded")
         if dims.get("seed") is not None:
             raise ValueError("seed must be the same for all of a vmap; batch elements draw different numbers anyway")
         results = operation(*folded)

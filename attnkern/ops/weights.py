@@ -1,8 +1,5 @@
 """Attention weights on request, recomputed from the lse: `attnkern::attention_weights` and its backward."""
 
-import torch
-from torch.utils.flop_counter import register_flop_formula
-
 from attnkern import products
 from attnkern.backends.choose import choose, load
 from attnkern.ops import library, second_order
@@ -12,29 +9,30 @@ from attnkern.problem import Inputs
 # the lse is a constant here: the backward differentiates the whole softmax
 
 
-def _prepare(query, key, attn_mask, offsets, seed, options, **choices):
-    inputs = Inputs(query, key, key, attn_mask, offsets, seed)
-    *score_options, dropout_p, mean, backend = options
+def _prepare(args: tuple, **choices):
+    query, key, lse, *rest = args[: library.TENSORS]
+    inputs = Inputs(query, key, key, *rest)
+    *score_options, dropout_p, mean, backend = args[library.TENSORS :]
     problem = library.describe(
         inputs, *score_options, dropout_p=dropout_p, weights="mean" if mean else "heads", **choices
     )
-    return load(choose(problem, backend)), problem, inputs
+    return load(choose(problem, backend)), problem, inputs, lse
 
 
-def _forward(query, key, lse, attn_mask, offsets, seed, *options):
-    module, problem, inputs = _prepare(query, key, attn_mask, offsets, seed, options)
+def _forward(*args):
+    module, problem, inputs, lse = _prepare(args)
     return module.weights(problem, inputs, lse)
 
 
-def _fake_forward(query, key, lse, attn_mask, offsets, seed, *options):
-    batch, heads, len_q, _ = query.shape
-    mean = options[-2]
-    return query.new_empty((batch, len_q, key.shape[2]) if mean else (batch, heads, len_q, key.shape[2]))
+def _fake_forward(query, key, lse, *rest):
+    cu_seq_q, max_q, max_k, mean = rest[3], rest[-5], rest[-4], rest[-2]
+    batch = query.shape[0] if cu_seq_q is None else cu_seq_q.shape[0] - 1
+    return query.new_empty((batch, max_q, max_k) if mean else (batch, query.shape[1], max_q, max_k))
 
 
-def _backward(grad_weights, query, key, lse, attn_mask, offsets, seed, *options):
-    *options, needs_mask = options
-    module, problem, inputs = _prepare(query, key, attn_mask, offsets, seed, options, requires_grad=True)
+def _backward(grad_weights, *args):
+    *args, needs_mask = args
+    module, problem, inputs, lse = _prepare(args, requires_grad=True)
     if problem.weights == "mean":
         grad_weights = grad_weights.unsqueeze(1) / problem.heads
     gradients = module.backward(problem, inputs, lse, grad_weights=grad_weights, needs_mask=needs_mask)
@@ -48,17 +46,16 @@ def _fake_backward(grad_weights, query, key, lse, attn_mask, *rest):
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:6])
-    ctx.options = inputs[6:]
+    ctx.save_for_backward(*inputs[: library.TENSORS])
+    ctx.options = inputs[library.TENSORS :]
 
 
 def _autograd(ctx, grad_weights):
-    needs_query, needs_key, _, needs_mask, *_ = ctx.needs_input_grad
     grad_query, grad_key, grad_mask = _differentiable_backward(
-        grad_weights, *ctx.saved_tensors, *ctx.options, needs_mask
+        grad_weights, *ctx.saved_tensors, *ctx.options, ctx.needs_input_grad[3]
     )
-    gradients = (grad_query if needs_query else None, grad_key if needs_key else None, None)
-    return *gradients, grad_mask if needs_mask else None, None, None, *[None] * len(ctx.options)
+    gradients = (grad_query, grad_key, None, grad_mask)
+    return library.gradients_or_none(gradients, ctx.needs_input_grad)
 
 
 library.define(
@@ -82,11 +79,11 @@ fold_into_batch("attention_weights", _BATCHED, (0,))
 fold_into_batch("attention_weights_backward", _BATCHED | {"grad_weights": 0}, (0, 0, 0), mask_gradient=2)
 
 
-@register_flop_formula(torch.ops.attnkern.attention_weights)
-def _forward_flops(query, key, lse, attn_mask, offsets, seed, *options, **_) -> int:
-    return 2 * products.weights(library.problem_of(query, key, key, offsets, options))
+@library.flop_formula("attention_weights")
+def _forward_macs(problem, given) -> int:
+    return products.weights(problem)
 
 
-@register_flop_formula(torch.ops.attnkern.attention_weights_backward)
-def _backward_flops(grad_weights, query, key, lse, attn_mask, offsets, seed, *options, **_) -> int:
-    return 2 * products.weights_backward(library.problem_of(query, key, key, offsets, options))
+@library.flop_formula("attention_weights_backward")
+def _backward_macs(problem, given) -> int:
+    return products.weights_backward(problem)

@@ -1,6 +1,6 @@
-"""What every training needs: a run that goes on where it stopped, and data files that are read line by line."""
+"""What every training in `examples/` needs and no model should know: runs that can stop and go on, and data files."""
 
 from attnkern.training.lines import BadLine, read_examples
-from attnkern.training.run import BadCheckpoint, Run
+from attnkern.training.run import ResumeError, Run
 
-__all__ = ["BadCheckpoint", "BadLine", "Run", "read_examples"]
+__all__ = ["BadLine", "ResumeError", "Run", "read_examples"]

@@ -1,41 +1,39 @@
-"""Data files, one example a line: a bad line is named, or counted and skipped."""
+"""Data files of one example a line."""
 
-import os
 import warnings
 from collections.abc import Callable
+from os import PathLike
 from typing import TypeVar
 
 Example = TypeVar("Example")
+NAMED = 3  # bad lines that the warning names
 
 
 class BadLine(ValueError):
-    """`file:line: reason`."""
+    """A line that cannot be read; the message is `file:line: reason`."""
 
 
-def read_examples(path: str | os.PathLike, parse: Callable[[str], Example], skip_bad: bool = False) -> list[Example]:
-    """Every line of a UTF-8 file, parsed.
+def read_examples(path: str | PathLike, parse: Callable[[str], Example], skip_bad: bool = False) -> list[Example]:
+    """What `parse` makes of each line (without its end) of a UTF-8 file.
 
     Args:
-        parse: makes an example of a line, given without its end; raises ValueError, with the reason, for a bad one.
-        skip_bad: leave bad lines out, with one warning that counts them.
+        parse: raises ValueError, saying why, for a line that it cannot read.
+        skip_bad: leaves such lines out and warns how many there were, instead of raising.
 
     Raises:
-        BadLine: a line is bad, or the file holds no good one.
-        OSError: the file cannot be read.
+        BadLine: the first line that cannot be read, unless skipped.
+        OSError: nor can the file.
     """
-    examples, skipped, first = [], 0, None
+    found, bad = [], []
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                examples.append(parse(line.decode("utf-8-sig").rstrip("\r\n")))
-            except ValueError as error:  # a UnicodeDecodeError is one
-                reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error
-                bad = BadLine(f"{path}:{number}: {reason}")
+                found.append(parse(line.decode().rstrip("\r\n")))
+            except ValueError as error:  # UnicodeDecodeError is one
+                bad.append(BadLine(f"{path}:{number}: {error}"))
                 if not skip_bad:
-                    raise bad from None
-                skipped, first = skipped + 1, first or bad
-    if not examples:
-        raise BadLine(f"{path}: no examples" + (f"; the first bad line is {first}" if first else ""))
-    if skipped:
-        warnings.warn(f"skipped {skipped} bad lines of {path}; the first is {first}", stacklevel=2)
-    return examples
+                    raise bad[0] from None
+    if bad:
+        named = "; ".join(map(str, bad[:NAMED])) + ("; ..." if len(bad) > NAMED else "")
+        warnings.warn(f"{len(bad)} of {number} lines skipped: {named}", stacklevel=2)
+    return found

@@ -1,168 +1,169 @@
-"""One training run in a folder: progress, history, and checkpoints from which it goes on by itself."""
+"""One training run in a folder: a progress bar, checkpoints, and the same numbers after a stop."""
 
 import json
 import os
 import signal
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from attnkern.atomic import written
+
 FILE = "checkpoint.safetensors"
 
 
-class BadCheckpoint(ValueError):
-    """A file that is no checkpoint, or one of another model."""
+class ResumeError(ValueError):
+    """The folder's checkpoint is not of this run; the message says why."""
 
 
 class Run:
-    """The steps that a training still has to do; the checkpoint in its folder, if there is one, is loaded at once.
+    """A run that can be stopped at any time and goes on where its last checkpoint was.
 
-        run = Run("out/global", steps=1000, model=model, optimizer=optimizer, schedule=schedule)
+        run = Run("runs/copy", steps=1000, model=model, optimizer=optimizer)
         for step in run:
-            loss = ...
+            ...
             run.log(loss=loss)
 
-    A run that was stopped gives the same losses as one that was not, if all its chance comes from torch's global
-    generators: their states are saved too. Ctrl-C finishes the step, saves, and exits with a line that says so; a
-    killed run loses the steps since the last checkpoint.
+    Iterating yields the numbers of the steps that are left. Whatever a step draws from torch's generator is drawn alike
+    after a resumption, so an interrupted run ends with the same weights as one that was not. Ctrl-C, or a request
+    to terminate, finishes the step, saves, and exits with a line that says how to go on; a kill loses at most
+    `save_every` steps.
 
     Args:
-        folder: made if missing; holds one file, `checkpoint.safetensors`, replaced as a whole.
-        steps: of the whole training; more than last time goes on.
-        save_every: steps between checkpoints; the last step is always saved.
-        stateful: what has `state_dict()` and `load_state_dict()`: models, optimizers, schedules.
+        folder: made if need be; holds one file, `checkpoint.safetensors`, which is replaced, never half-written.
+        steps: how many in all.
+        save_every: steps between checkpoints; the last step always makes one.
+        stateful: what the checkpoint holds, by name: anything with `state_dict` and `load_state_dict`.
 
     Attributes:
         step: steps done.
-        history: what was logged, `{name: [float, ...]}`.
+        history: what was logged, name by name: one number a call.
 
     Raises:
-        ValueError: steps or save_every is less than 1.
-        BadCheckpoint: the folder's checkpoint cannot be read, or belongs to another model.
+        ResumeError: the folder's checkpoint is damaged, or of something else.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, steps: int, save_every: int = 100, **stateful):
+    def __init__(self, folder: str | os.PathLike, *, steps: int, save_every: int = 100, **stateful: Any):
         for name, number in (("steps", steps), ("save_every", save_every)):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
-        self.folder, self.steps, self.save_every = Path(folder), steps, save_every
-        self.step, self.history = 0, {}
-        self._stateful, self._random = stateful, None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if (self.folder / FILE).exists():
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name} must be a positive int, got {number!r}")
+        self.path = Path(folder) / FILE
+        self.steps, self.save_every, self.stateful = steps, save_every, stateful
+        self.step = 0
+        self.history: dict[str, list[float]] = defaultdict(list)
+        self._stop = False
+        if self.path.exists():
             self._load()
 
     def __iter__(self) -> Iterator[int]:
-        """The numbers of the steps still to do."""
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        if self._random is not None:
-            _set_random_state(self._random)
-        with _interruptions() as interrupted, Progress(*columns, TextColumn("{task.fields[latest]}")) as progress:
-            bar = progress.add_task(self.folder.name, total=self.steps, completed=self.step, latest="")
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        with Progress(*columns) as progress, self._stops_between_steps():
+            bar = progress.add_task("", total=self.steps, completed=self.step)
             while self.step < self.steps:
                 yield self.step
                 self.step += 1
-                progress.update(bar, completed=self.step, latest=self._latest())
-                if self.step % self.save_every == 0 or self.step == self.steps or interrupted:
+                if self.step % self.save_every == 0 or self.step == self.steps or self._stop:
                     self.save()
-                if interrupted and self.step < self.steps:
-                    progress.stop()
-                    raise SystemExit(f"stopped after {self.step} of {self.steps} steps; the same command goes on")
+                latest = (f"{name} {numbers[-1]:.4g}" for name, numbers in self.history.items())
+                progress.update(bar, completed=self.step, description="  ".join(latest))
+                if self._stop:
+                    break
+        if self._stop:
+            raise SystemExit(f"stopped after step {self.step}; run the same command again to go on")
 
-    def log(self, **values: float | Tensor) -> None:
-        """Adds numbers to the history, and shows them beside the bar."""
-        for name, value in values.items():
-            value = value.item() if isinstance(value, Tensor) else float(value)
-            self.history.setdefault(name, []).append(value)
+    def log(self, **numbers: float | Tensor) -> None:
+        """Keeps them in `history` and shows them beside the bar."""
+        for name, number in numbers.items():
+            self.history[name].append(number.item() if isinstance(number, Tensor) else number)
 
     def save(self) -> None:
-        """Writes the checkpoint; a kill at any moment leaves this one or the one before."""
         from safetensors.torch import save_file
 
-        tensors = {}
-        states = {name: part.state_dict() for name, part in self._stateful.items()}
-        whole = {"step": self.step, "history": self.history, "random": _random_state(), "stateful": states}
-        draft = self.folder / f"{FILE}.tmp"
-        save_file(tensors, draft, {"state": json.dumps(_pack(whole, "", tensors))})
-        os.replace(draft, self.folder / FILE)
+        tensors: dict[str, Tensor] = {}
+        parts = {name: part.state_dict() for name, part in self.stateful.items()}
+        state = {"parts": parts, "step": self.step, "history": dict(self.history), "rng": torch.get_rng_state()}
+        if torch.cuda.is_initialized():
+            state["cuda_rng"] = torch.cuda.get_rng_state()
+        metadata = {"state": json.dumps(_without_tensors(state, "", tensors, {}))}
+        with written(self.path) as draft:
+            save_file(tensors, draft, metadata)
 
     def _load(self) -> None:
         from safetensors import SafetensorError, safe_open
 
-        file = self.folder / FILE
         try:
-            with safe_open(file, "pt") as opened:
-                whole = _unpack(json.loads(opened.metadata()["state"]), opened)
-        except (SafetensorError, TypeError, KeyError, ValueError) as error:
-            raise BadCheckpoint(f"{file} is no checkpoint of a run: {error!r}") from None
-        states = whole["stateful"]
-        if states.keys() != self._stateful.keys():
-            raise BadCheckpoint(f"{file} holds {', '.join(states)}, not {', '.join(self._stateful)}")
-        for name, part in self._stateful.items():
-            try:
-                part.load_state_dict(states[name])
-            except (RuntimeError, ValueError, KeyError) as error:
-                reason = " ".join(str(error).split())
-                raise BadCheckpoint(f"{file} is of another {name}; choose another folder ({reason})") from None
-        self.step, self.history, self._random = whole["step"], whole["history"], whole["random"]
+            with safe_open(self.path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+                state = _with_tensors(json.loads(file.metadata()["state"]), tensors)
+                parts = state["parts"]
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ResumeError(f"{self.path} is no checkpoint of a run: {error}") from None
+        missing = [name for name in self.stateful if name not in parts]
+        if missing:
+            raise ResumeError(f"{self.path} has no {', '.join(missing)}: choose another folder")
+        try:
+            for name, part in self.stateful.items():
+                part.load_state_dict(parts[name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise ResumeError(f"{self.path} holds another {name}: choose another folder ({reason})") from None
+        self.step = state["step"]
+        self.history.update(state["history"])
+        torch.set_rng_state(state["rng"])
+        if "cuda_rng" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda_rng"])
 
-    def _latest(self) -> str:
-        return "  ".join(f"{name} {values[-1]:.4g}" for name, values in self.history.items())
+    @contextmanager
+    def _stops_between_steps(self) -> Iterator[None]:
+        """A signal asks for a stop; the second one is obeyed at once. Only the main thread hears signals."""
+        signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.getsignal(number) for number in signals}
+
+        def stop(number, frame):
+            self._stop = True
+            signal.signal(number, before[number])
+
+        for number in signals:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            for number in signals:
+                signal.signal(number, before[number])
 
 
-def _pack(value, path: str, tensors: dict[str, Tensor]):
-    """The value for JSON: tensors go to `tensors` under their path, dictionaries keep the type of their keys."""
+def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor], names: dict[tuple, str]) -> Any:
+    """As JSON can say it; tensors go to `tensors`, shared ones once."""
     if isinstance(value, Tensor):
-        # a copy each: safetensors refuses tensors that share memory, as tied weights do
-        tensors[path] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        return {"tensor": path}
+        identity = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else name
+        if identity not in names:
+            names[identity] = name
+            tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": names[identity]}
     if isinstance(value, dict):
-        return {"items": [[key, _pack(each, f"{path}/{key}", tensors)] for key, each in value.items()]}
+        entries = (
+            (key, _without_tensors(part, f"{name}.{key}".lstrip("."), tensors, names)) for key, part in value.items()
+        )
+        return {"dict": [[key, part] for key, part in entries]}
     if isinstance(value, (list, tuple)):
-        return [_pack(each, f"{path}/{place}", tensors) for place, each in enumerate(value)]
+        return {"list": [_without_tensors(part, f"{name}.{place}", tensors, names) for place, part in enumerate(value)]}
     return value
 
 
-def _unpack(value, opened):
-    if isinstance(value, list):
-        return [_unpack(each, opened) for each in value]
+def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
-    if "tensor" in value:
-        return opened.get_tensor(value["tensor"])
-    return {key: _unpack(each, opened) for key, each in value["items"]}
-
-
-def _random_state() -> dict:
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
-
-
-def _set_random_state(state: dict) -> None:
-    torch.set_rng_state(state["cpu"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-@contextmanager
-def _interruptions():
-    """A list that the first Ctrl-C fills: a step that has begun is finished. The second one interrupts at once."""
-    caught = []
-    if threading.current_thread() is not threading.main_thread():  # it alone can have handlers
-        yield caught
-        return
-
-    def catch(number, frame):
-        caught.append(number)
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, catch)
-    try:
-        yield caught
-    finally:
-        signal.signal(signal.SIGINT, before)
+    ((kind, inner),) = value.items()
+    if kind == "tensor":
+        return tensors[inner].clone()
+    if kind == "dict":
+        return {key: _with_tensors(part, tensors) for key, part in inner}
+    return [_with_tensors(part, tensors) for part in inner]

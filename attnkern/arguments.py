@@ -1,0 +1,114 @@
+"""From what a user passes to what the core takes: checked once, the same for every operation."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from attnkern import checks, philox, reference
+from attnkern.ops.library import ScoreOptions
+from attnkern.packing import Layout, opened, places
+
+
+class PackingArguments(NamedTuple):
+    """As the caller gave them; none where nothing is packed."""
+
+    cu_seq_q: Tensor | None = None
+    cu_seq_k: Tensor | None = None
+    max_q: int | None = None
+    max_k: int | None = None
+
+
+UNPACKED = PackingArguments()
+
+
+class Call(NamedTuple):
+    """Tensors as in `Inputs`, options in the operations' order, and how the caller stores sequences."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attn_mask: Tensor | None
+    offsets: Tensor | None
+    options: ScoreOptions
+    layout: Layout
+
+    def tensors(self, seed: Tensor | None) -> tuple[Tensor | None, ...]:
+        """What every operation takes before its options."""
+        packing = self.layout.packing
+        cu_seqs = (None, None) if packing is None else packing[:2]
+        return self.query, self.key, self.value, self.attn_mask, self.offsets, seed, *cu_seqs
+
+    @property
+    def query_offset(self) -> int | Tensor:
+        return self.options.query_offset if self.offsets is None else self.offsets
+
+    def reference(self) -> dict:
+        """The same for `reference.widened`."""
+        options = self.options
+        return {
+            "query": self.query,
+            "key": self.key,
+            "value": self.value,
+            "attn_mask": self.attn_mask,
+            "scale": options.scale,
+            "softcap": options.softcap,
+            "is_causal": options.causal,
+            "window": (options.left, options.right),
+            "query_offset": self.query_offset,
+            "packing": self.layout.packing,
+        }
+
+    def gaussian(self, center: Tensor | None, sigma: float | Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """A centre and a sigma for every query `(B, H, Lq)`, in the dtype of the sums."""
+        dtype, rows = torch.promote_types(self.query.dtype, torch.float32), self.query.shape[:3]
+        if center is None:
+            center = self._positions()
+        if sigma is not None and not isinstance(sigma, Tensor):
+            sigma = torch.full((), sigma, dtype=dtype, device=self.query.device)
+        return center.to(dtype).expand(rows), None if sigma is None else sigma.to(dtype).expand(rows)
+
+    def _positions(self) -> Tensor:
+        offset, packing, len_q = self.query_offset, self.layout.packing, self.query.shape[2]
+        if packing is None:
+            return reference.positions(len_q, offset, self.query.device)
+        sequence, position = places(packing.cu_seq_q, len_q)
+        return position + (offset[sequence] if isinstance(offset, Tensor) else offset)
+
+
+def checked(
+    query, key, value, attn_mask, is_causal, scale, enable_gqa, query_offset, softcap, window,
+    packing: PackingArguments = UNPACKED, dropout_p=0.0,
+) -> Call:  # fmt: skip
+    """Raises what `attnkern.global_attention` says."""
+    query, key, value, attn_mask = autocast(query, key, value, attn_mask)
+    checks.check_tensors(query, key, value, enable_gqa, packed=packing.cu_seq_q is not None)
+    packing = checks.check_packing(query, key, *packing)
+    query, key, value, layout = opened(query, key, value, packing)
+    attn_mask = checks.check_mask(attn_mask, query, key, layout.packing)
+    query_offset, offsets = checks.check_offset(query_offset, query, key, layout.packing)
+    scale = checks.check_scalars(scale, softcap, dropout_p, query)
+    longest = (query.shape[2], key.shape[2]) if layout.packing is None else layout.packing[2:]
+    options = ScoreOptions(scale, softcap, is_causal, *checks.check_window(window), query_offset, *longest)
+    return Call(query, key, value, attn_mask, offsets, options, layout)
+
+
+def autocast(*tensors):
+    """Under autocast, products run in its dtype, as torch's own attention does."""
+    first = tensors[0]
+    if not isinstance(first, Tensor) or first.is_meta or not torch.is_autocast_enabled(first.device.type):
+        return tensors
+    dtype = torch.get_autocast_dtype(first.device.type)
+    return tuple(
+        t.to(dtype) if isinstance(t, Tensor) and t.dtype.is_floating_point and t.dtype != torch.float64 else t
+        for t in tensors
+    )
+
+
+def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
+    """A 0-d int64 tensor; None draws one from torch's generator."""
+    if seed is None:
+        return philox.draw_seed(device)
+    if isinstance(seed, Tensor):
+        return seed
+    return torch.full((), seed, dtype=torch.int64, device=device)

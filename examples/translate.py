@@ -1,0 +1,256 @@
+"""A Transformer (Vaswani et al. 2017) learns to translate, with global, local and hard attention to the source.
+
+python examples/translate.py                          number words to digits, a few minutes     (pip install '.[examples]')
+python examples/translate.py --task numbers --languages en de fr --steps 3000
+python examples/translate.py --task dates --languages en de fr --steps 3000     dates in six formats to ISO's
+python examples/translate.py --source train.de --target train.en --dim 512 --layers 6 --steps 100000 --vocabulary 32000
+
+All text goes through one sentencepiece vocabulary. What is learned is tried on pairs that were held out, with greedy and
+beam search: the share that is right to the letter, and BLEU by sacrebleu (of characters, for numbers and dates). The
+folder `--out` keeps vocabulary, checkpoints and a picture of where the attention looked; the same command goes on there.
+"""
+
+import argparse
+import json
+import time
+import warnings
+from datetime import date
+from io import BytesIO
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from attnkern.nn import Global, Hard, Local, Transformer, beam_search, greedy, warm_up
+from attnkern.training import BadLine, CheckpointError, Run, read_examples
+
+KINDS = {"global": Global(), "local": Local(center="predicted"), "hard": Hard(straight_through=True)}
+DATES = ("full", "long", "medium", "d MMM yyyy", "EEE, dd.MM.yyyy", "MMMM d, yyyy")
+PADDING, BEGIN, END, UNKNOWN = range(4)
+HELD_OUT, GENERATED = 1000, 30_000
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+Pairs = list[tuple[str, str]]
+
+
+def numbers(languages: list[str]) -> Pairs:
+    """Number words of different numbers under 100,000, and their digits."""
+    from num2words import num2words
+
+    chosen = torch.randperm(100_000)[:GENERATED].tolist()
+    return [(num2words(n, lang=languages[i % len(languages)]), str(n)) for i, n in enumerate(chosen)]
+
+
+def dates(languages: list[str]) -> Pairs:
+    """Different days from 1900 on, as people write them and as ISO does."""
+    from babel.dates import format_date
+
+    pairs = []
+    for i, n in enumerate(torch.randperm(150 * 365)[:GENERATED].tolist()):
+        day, form = date.fromordinal(date(1900, 1, 1).toordinal() + n), DATES[i // len(languages) % len(DATES)]
+        pairs.append((format_date(day, form, languages[i % len(languages)]), day.isoformat()))
+    return pairs
+
+
+def parallel(source: str, target: str, skip_bad: bool) -> Pairs:
+    """The lines of two text files, side by side, shuffled."""
+    sides = [read_examples(path, str.strip) for path in (source, target)]
+    if len(sides[0]) != len(sides[1]):
+        raise BadLine(f"{target}: must have as many lines as {source}, {len(sides[0])}, got {len(sides[1])}")
+    empty = [number for number, pair in enumerate(zip(*sides), 1) if not all(pair)]
+    if empty and not skip_bad:
+        raise BadLine(f"{source}:{empty[0]}: this line or its translation is empty (--skip-bad leaves such pairs out)")
+    if empty:
+        warnings.warn(f"{len(empty)} pairs skipped: a side is empty", stacklevel=2)
+    pairs = [pair for pair in zip(*sides) if all(pair)]
+    return [pairs[n] for n in torch.randperm(len(pairs)).tolist()]
+
+
+def learn_vocabulary(pairs: Pairs, size: int) -> bytes:
+    """A joint sentencepiece model of both sides, at most that large."""
+    model = BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=(text for pair in pairs for text in pair), model_writer=model, vocab_size=size,
+        hard_vocab_limit=False, split_digits=True, character_coverage=1.0, minloglevel=2,
+        pad_id=PADDING, bos_id=BEGIN, eos_id=END, unk_id=UNKNOWN,
+    )  # fmt: skip
+    return model.getvalue()
+
+
+def in_pieces(pairs: Pairs, vocabulary: SentencePieceProcessor, most: int) -> list[tuple[Tensor, Tensor]]:
+    """Ids of each pair: the source ends with END; the target begins with BEGIN too. Longer pairs are left out."""
+    sides = [vocabulary.encode([pair[side] for pair in pairs]) for side in range(2)]
+    ids = [(torch.tensor([*s, END]), torch.tensor([BEGIN, *t, END])) for s, t in zip(*sides)]
+    short = [pair for pair in ids if max(map(len, pair)) <= most]
+    if len(short) < len(ids):
+        warnings.warn(f"{len(ids) - len(short)} pairs of more than {most} pieces left out (--max-length)", stacklevel=2)
+    return short
+
+
+def together(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return tuple(pad_sequence(side, batch_first=True, padding_value=PADDING).to(DEVICE) for side in zip(*pairs))
+
+
+def train(model: Transformer, pairs: list[tuple[Tensor, Tensor]], folder: Path, options) -> Run:
+    optimizer = torch.optim.Adam(model.parameters(), lr=options.lr, betas=(0.9, 0.98), eps=1e-9)
+    schedule = warm_up(optimizer, options.warm_up)
+    run = Run(folder, steps=options.steps, model=model, optimizer=optimizer, schedule=schedule)
+    for _ in run:
+        source, target = together([pairs[n] for n in torch.randint(len(pairs), (options.batch,)).tolist()])
+        logits = model(source, target[:, :-1])
+        loss = F.cross_entropy(
+            logits.transpose(1, 2), target[:, 1:], ignore_index=PADDING, label_smoothing=options.smoothing
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        run.log(loss=loss)
+    return run
+
+
+def translate(model: Transformer, sources: list[Tensor], beam: int, most: int) -> list[list[int]]:
+    """The ids that the model writes, by greedy search where `beam` is 1."""
+    written = []
+    for at in range(0, len(sources), 100):
+        source = pad_sequence(sources[at : at + 100], batch_first=True, padding_value=PADDING).to(DEVICE)
+        with torch.no_grad():
+            state = model.encode(source, most)
+        first = source.new_full((len(source),), BEGIN)
+        if beam == 1:
+            words = greedy(model.step, state, first, END, most)
+        else:
+            words = beam_search(model.step, state, first, END, most, beam)[0][:, 0]
+        written += words.tolist()
+    return written
+
+
+def score(model: Transformer, held_out: Pairs, vocabulary: SentencePieceProcessor, beam: int, options) -> dict:
+    """Share right to the letter and BLEU of what the model makes of the held-out sources."""
+    from sacrebleu.metrics import BLEU
+
+    ids = [torch.tensor([*pieces, END][-options.max_length :]) for pieces in vocabulary.encode([s for s, _ in held_out])]
+    written = translate(model, ids, beam, options.max_length)
+    texts = [vocabulary.decode(words[: words.index(END)] if END in words else words) for words in written]
+    references = [reference for _, reference in held_out]
+    exact = sum(text == reference for text, reference in zip(texts, references)) / len(texts)
+    bleu = BLEU(tokenize="13a" if options.source else "char").corpus_score(texts, [references])
+    return {"exact": exact, "bleu": bleu.score, "text": texts[0]}
+
+
+@torch.no_grad()
+def draw(models: dict, runs: dict, example: tuple[str, str], vocabulary: SentencePieceProcessor, path: Path) -> None:
+    """The losses, and where the last layer's heads look, on average, when the example is written."""
+    figure = Figure(figsize=(4 * len(models) + 4, 4), layout="constrained")
+    *panels, curves = figure.subplots(1, len(models) + 1)
+    source, target = ([*vocabulary.encode(text), END] for text in example)
+    for panel, (name, model) in zip(panels, models.items()):
+        weights = model.align(torch.tensor([source], device=DEVICE), torch.tensor([[BEGIN, *target[:-1]]], device=DEVICE))
+        panel.imshow(weights[0, -1].mean(0).cpu().numpy(), cmap="magma_r", vmin=0, vmax=1, aspect="auto")
+        panel.set_xticks(range(len(source)), vocabulary.id_to_piece(source), rotation=90)
+        panel.set_yticks(range(len(target)), vocabulary.id_to_piece(target))
+        panel.set(title=name, xlabel="source", ylabel="written")
+        curves.plot(runs[name].history["loss"], label=name)
+    curves.set(title="loss", xlabel="step")
+    curves.legend()
+    figure.savefig(path, dpi=110)
+
+
+def settle(options) -> Pairs:
+    """The pairs, once it is certain that the folder has no other run's results.
+
+    Raises:
+        ValueError, OSError: what is wrong, in a sentence.
+    """
+    kept = {name: value for name, value in vars(options).items() if name not in ("out", "beam", "attention", "steps")}
+    settings, path = json.dumps(kept, indent=1), options.out / "settings.json"
+    if path.exists() and path.read_text() != settings:
+        raise ValueError(f"--out {options.out} holds a run with other settings ({path}): choose another folder")
+    torch.manual_seed(options.seed)
+    if options.source:
+        pairs = parallel(options.source, options.target, options.skip_bad)
+    else:
+        try:
+            pairs = {"numbers": numbers, "dates": dates}[options.task](options.languages)
+        except (NotImplementedError, LookupError, ValueError) as error:
+            raise ValueError(f"--languages {' '.join(options.languages)}: not all are known ({error})") from None
+    if len(pairs) <= 2:
+        raise ValueError(f"{options.source} must have at least 3 pairs, got {len(pairs)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    path.write_text(settings)
+    return pairs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=110)
+    )
+    parser.add_argument("--task", choices=("numbers", "dates"), default="numbers", help="generated (default %(default)s)")
+    parser.add_argument("--languages", nargs="+", default=["en"], help="of the generated text (default en)")
+    parser.add_argument("--source", help="a text file, one sentence a line, instead of --task")
+    parser.add_argument("--target", help="its translation, line by line")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out pairs with an empty side")
+    parser.add_argument("--attention", nargs="+", choices=KINDS, default=["global"], help="to the source; each is trained")
+    for name, default, what in (
+        ("steps", 600, "of training, for each kind of attention"),
+        ("batch", 64, "pairs a step"),
+        ("warm-up", 200, "steps until the learning rate is highest"),
+        ("dim", 64, "features of a word"),
+        ("layers", 2, "in the encoder, and in the decoder"),
+        ("vocabulary", 300, "sentencepiece's pieces, at most"),
+        ("max-length", 100, "pieces of a sentence, at most"),
+        ("beam", 4, "sentences that beam search keeps"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} (default %(default)s)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (default %(default)s)")
+    parser.add_argument("--dropout", type=float, default=0.0, help="0.1 in the paper (default %(default)s)")
+    parser.add_argument("--smoothing", type=float, default=0.1, help="of labels (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("translate"), help="folder (default %(default)s)")
+    options = parser.parse_args()
+    for name in ("steps", "batch", "warm_up", "dim", "layers", "vocabulary", "max_length", "beam"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    if bool(options.source) != bool(options.target):
+        parser.error("--source and --target go together")
+    try:
+        compare(settle(options), options)
+    except (ValueError, OSError) as error:  # BadLine and CheckpointError are ValueErrors
+        parser.error(str(error))
+
+
+def compare(pairs: Pairs, options) -> None:
+    """Trains each kind of attention, tries it on what was held out, and draws."""
+    held = min(HELD_OUT, len(pairs) // 3)
+    pairs, held_out = pairs[:-held], pairs[-held:]
+    file = options.out / "vocabulary.model"
+    if not file.exists():
+        file.write_bytes(learn_vocabulary(pairs, options.vocabulary))
+    vocabulary = SentencePieceProcessor(model_file=str(file))
+    ids = in_pieces(pairs, vocabulary, options.max_length)
+    models, runs = {}, {}
+    print(f"{len(ids)} pairs, {vocabulary.vocab_size()} pieces: {' -> '.join(pairs[0])}")
+    for name in options.attention:
+        torch.manual_seed(options.seed)
+        models[name] = model = Transformer(
+            vocabulary.vocab_size(), options.dim, max(4, options.dim // 64), options.layers, 4 * options.dim,
+            options.dropout, pre_norm=True, cross_attention=KINDS[name],
+        ).to(DEVICE)  # fmt: skip
+        began = time.perf_counter()
+        runs[name] = train(model, ids, options.out / name, options)
+        seconds = time.perf_counter() - began
+        model.eval()
+        print(f"{name}: loss {runs[name].history['loss'][-1]:.3f}, {seconds:.0f} s")
+        for how, beam in (("greedy", 1), (f"beam {options.beam}", options.beam)):
+            found = score(model, held_out, vocabulary, beam, options)
+            print(f"  {how:<8} {found['exact']:7.2%} exact, BLEU {found['bleu']:6.2f}: {held_out[0][0]} -> {found['text']}")
+    draw(models, runs, held_out[0], vocabulary, options.out / "attention.png")
+    print(f"drawn: {options.out / 'attention.png'}")
+
+
+if __name__ == "__main__":
+    main()
