@@ -1,13 +1,15 @@
 """A Transformer (Vaswani et al. 2017) learns to translate, with global, local and hard attention to the source.
 
-python examples/translate.py                          number words to digits, a few minutes     (pip install '.[examples]')
-python examples/translate.py --task numbers --languages en de fr --steps 3000
-python examples/translate.py --task dates --languages en de fr --steps 3000     dates in six formats to ISO's
-python examples/translate.py --source train.de --target train.en --dim 512 --layers 6 --steps 100000 --vocabulary 32000
+python examples/translate.py                               number words to digits         (pip install '.[examples]')
+python examples/translate.py --attention global local hard
+python examples/translate.py --task dates --languages en de fr --steps 1500
+python examples/translate.py --source train.de --target train.en --vocabulary 32000 --dim 512 --layers 6 \\
+    --steps 100000 --warm-up 4000 --lr 7e-4 --dropout 0.1
 
-All text goes through one sentencepiece vocabulary. What is learned is tried on pairs that were held out, with greedy and
-beam search: the share that is right to the letter, and BLEU by sacrebleu (of characters, for numbers and dates). The
-folder `--out` keeps vocabulary, checkpoints and a picture of where the attention looked; the same command goes on there.
+All text goes through one sentencepiece vocabulary. What is learned is tried on pairs that were held out, with greedy
+and beam search: the share that is right to the letter, and BLEU by sacrebleu (of characters, for numbers and dates).
+The folder `--out` keeps vocabulary, checkpoints and a picture of where the attention looked; a run that was stopped
+goes on when the command is given again.
 """
 
 import argparse
@@ -25,8 +27,9 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from attnkern.atomic import written
 from attnkern.nn import Global, Hard, Local, Transformer, beam_search, greedy, warm_up
-from attnkern.training import BadLine, Run, read_examples
+from attnkern.training import BadLine, Run
 
 KINDS = {"global": Global(), "local": Local(center="predicted"), "hard": Hard(straight_through=True)}
 DATES = ("full", "long", "medium", "d MMM yyyy", "EEE, dd.MM.yyyy", "MMMM d, yyyy")
@@ -56,43 +59,77 @@ def dates(languages: list[str]) -> Pairs:
     return pairs
 
 
-def parallel(source: str, target: str, skip_bad: bool) -> Pairs:
+GENERATORS = {"numbers": numbers, "dates": dates}
+
+
+def parallel(paths: list[str], skip_bad: bool) -> Pairs:
     """The lines of two text files, side by side, shuffled."""
-    sides = [read_examples(path, str.strip) for path in (source, target)]
+    sides = [Path(path).read_bytes().removesuffix(b"\n").split(b"\n") for path in paths]
     if len(sides[0]) != len(sides[1]):
-        raise BadLine(f"{target}: must have as many lines as {source}, {len(sides[0])}, got {len(sides[1])}")
-    empty = [number for number, pair in enumerate(zip(*sides), 1) if not all(pair)]
-    if empty and not skip_bad:
-        raise BadLine(f"{source}:{empty[0]}: this line or its translation is empty (--skip-bad leaves such pairs out)")
-    if empty:
-        warnings.warn(f"{len(empty)} pairs skipped: a side is empty", stacklevel=2)
-    pairs = [pair for pair in zip(*sides) if all(pair)]
+        raise BadLine(f"{paths[1]}: must have as many lines as {paths[0]}, {len(sides[0])}, got {len(sides[1])}")
+    pairs, bad = [], []
+    for number, lines in enumerate(zip(*sides), 1):
+        try:
+            pairs.append(tuple(text(line, f"{path}:{number}") for line, path in zip(lines, paths)))
+        except BadLine as error:
+            if not skip_bad:
+                raise
+            bad.append(error)
+    if bad:
+        warnings.warn(f"{len(bad)} of {number} pairs skipped, the first for {bad[0]}", stacklevel=2)
+    if len(pairs) <= 2:
+        raise BadLine(f"{paths[0]}: must have at least 3 pairs, got {len(pairs)}")
     return [pairs[n] for n in torch.randperm(len(pairs)).tolist()]
+
+
+def text(line: bytes, place: str) -> str:
+    try:
+        found = line.decode().strip()
+    except UnicodeDecodeError as error:
+        raise BadLine(f"{place}: {error}") from None
+    if not found:
+        raise BadLine(f"{place}: empty")
+    return found
 
 
 def learn_vocabulary(pairs: Pairs, size: int) -> bytes:
     """A joint sentencepiece model of both sides, at most that large."""
     model = BytesIO()
-    SentencePieceTrainer.train(
-        sentence_iterator=(text for pair in pairs for text in pair), model_writer=model, vocab_size=size,
-        hard_vocab_limit=False, split_digits=True, character_coverage=1.0, minloglevel=2,
-        pad_id=PADDING, bos_id=BEGIN, eos_id=END, unk_id=UNKNOWN,
-    )  # fmt: skip
+    try:
+        SentencePieceTrainer.train(
+            sentence_iterator=(text for pair in pairs for text in pair), model_writer=model, vocab_size=size,
+            hard_vocab_limit=False, split_digits=True, character_coverage=1.0, minloglevel=2,
+            pad_id=PADDING, bos_id=BEGIN, eos_id=END, unk_id=UNKNOWN,
+        )  # fmt: skip
+    except RuntimeError as error:
+        raise ValueError(f"--vocabulary {size}: sentencepiece cannot make it ({error})") from None
     return model.getvalue()
 
 
-def in_pieces(pairs: Pairs, vocabulary: SentencePieceProcessor, most: int) -> list[tuple[Tensor, Tensor]]:
-    """Ids of each pair: the source ends with END; the target begins with BEGIN too. Longer pairs are left out."""
+def fitting(pairs: Pairs, vocabulary: SentencePieceProcessor, most: int) -> Pairs:
+    """Those pairs of which neither side has more pieces than that, with END."""
     sides = [vocabulary.encode([pair[side] for pair in pairs]) for side in range(2)]
-    ids = [(torch.tensor([*s, END]), torch.tensor([BEGIN, *t, END])) for s, t in zip(*sides)]
-    short = [pair for pair in ids if max(map(len, pair)) <= most]
-    if len(short) < len(ids):
-        warnings.warn(f"{len(ids) - len(short)} pairs of more than {most} pieces left out (--max-length)", stacklevel=2)
-    return short
+    found = [pair for pair, *pieces in zip(pairs, *sides) if max(map(len, pieces)) < most]
+    if not found:
+        raise ValueError(f"--max-length {most}: every pair has more pieces")
+    if len(found) < len(pairs):
+        left_out = len(pairs) - len(found)
+        warnings.warn(f"{left_out} of {len(pairs)} pairs left out: more than --max-length {most} pieces", stacklevel=2)
+    return found
+
+
+def in_pieces(pairs: Pairs, vocabulary: SentencePieceProcessor) -> list[tuple[Tensor, Tensor]]:
+    """Ids of each pair: the source ends with END; the target begins with BEGIN too."""
+    sides = [vocabulary.encode([pair[side] for pair in pairs]) for side in range(2)]
+    return [(torch.tensor([*source, END]), torch.tensor([BEGIN, *target, END])) for source, target in zip(*sides)]
 
 
 def together(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return tuple(pad_sequence(side, batch_first=True, padding_value=PADDING).to(DEVICE) for side in zip(*pairs))
+
+
+def heads(dim: int) -> int:
+    return max(4, dim // 64)
 
 
 def train(model: Transformer, pairs: list[tuple[Tensor, Tensor]], folder: Path, options) -> Run:
@@ -115,7 +152,7 @@ def train(model: Transformer, pairs: list[tuple[Tensor, Tensor]], folder: Path, 
 
 def translate(model: Transformer, sources: list[Tensor], beam: int, most: int) -> list[list[int]]:
     """The ids that the model writes, by greedy search where `beam` is 1."""
-    written = []
+    sentences = []
     for at in range(0, len(sources), 100):
         source = pad_sequence(sources[at : at + 100], batch_first=True, padding_value=PADDING).to(DEVICE)
         with torch.no_grad():
@@ -125,18 +162,18 @@ def translate(model: Transformer, sources: list[Tensor], beam: int, most: int) -
             words = greedy(model.step, state, first, END, most)
         else:
             words = beam_search(model.step, state, first, END, most, beam)[0][:, 0]
-        written += words.tolist()
-    return written
+        sentences += words.tolist()
+    return sentences
 
 
 def score(model: Transformer, held_out: Pairs, vocabulary: SentencePieceProcessor, beam: int, options) -> dict:
     """Share right to the letter and BLEU of what the model makes of the held-out sources."""
     from sacrebleu.metrics import BLEU
 
-    ids = [torch.tensor([*pieces, END][-options.max_length :]) for pieces in vocabulary.encode([s for s, _ in held_out])]
-    written = translate(model, ids, beam, options.max_length)
-    texts = [vocabulary.decode(words[: words.index(END)] if END in words else words) for words in written]
-    references = [reference for _, reference in held_out]
+    references = [target for _, target in held_out]
+    sources = [source for source, _ in in_pieces(held_out, vocabulary)]
+    sentences = translate(model, sources, beam, options.max_length)
+    texts = [vocabulary.decode(words[: words.index(END)] if END in words else words) for words in sentences]
     exact = sum(text == reference for text, reference in zip(texts, references)) / len(texts)
     bleu = BLEU(tokenize="13a" if options.source else "char").corpus_score(texts, [references])
     return {"exact": exact, "bleu": bleu.score, "text": texts[0]}
@@ -149,7 +186,8 @@ def draw(models: dict, runs: dict, example: tuple[str, str], vocabulary: Sentenc
     *panels, curves = figure.subplots(1, len(models) + 1)
     source, target = ([*vocabulary.encode(text), END] for text in example)
     for panel, (name, model) in zip(panels, models.items()):
-        weights = model.align(torch.tensor([source], device=DEVICE), torch.tensor([[BEGIN, *target[:-1]]], device=DEVICE))
+        words = (torch.tensor([ids], device=DEVICE) for ids in (source, [BEGIN, *target[:-1]]))
+        weights = model.align(*words)
         panel.imshow(weights[0, -1].mean(0).cpu().numpy(), cmap="magma_r", vmin=0, vmax=1, aspect="auto")
         panel.set_xticks(range(len(source)), vocabulary.id_to_piece(source), rotation=90)
         panel.set_yticks(range(len(target)), vocabulary.id_to_piece(target))
@@ -172,16 +210,14 @@ def settle(options) -> Pairs:
         raise ValueError(f"--out {options.out} holds a run with other settings ({path}): choose another folder")
     torch.manual_seed(options.seed)
     if options.source:
-        pairs = parallel(options.source, options.target, options.skip_bad)
+        pairs = parallel([options.source, options.target], options.skip_bad)
     else:
         try:
-            pairs = {"numbers": numbers, "dates": dates}[options.task](options.languages)
+            pairs = GENERATORS[options.task](options.languages)
         except (NotImplementedError, LookupError, ValueError) as error:
             raise ValueError(f"--languages {' '.join(options.languages)}: not all are known ({error})") from None
-    if len(pairs) <= 2:
-        raise ValueError(f"{options.source} must have at least 3 pairs, got {len(pairs)}")
-    options.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(settings)
+    with written(path) as draft:
+        draft.write_text(settings)
     return pairs
 
 
@@ -189,12 +225,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=110)
     )
-    parser.add_argument("--task", choices=("numbers", "dates"), default="numbers", help="generated (default %(default)s)")
+    parser.add_argument("--task", choices=GENERATORS, default="numbers", help="generated (default %(default)s)")
     parser.add_argument("--languages", nargs="+", default=["en"], help="of the generated text (default en)")
     parser.add_argument("--source", help="a text file, one sentence a line, instead of --task")
     parser.add_argument("--target", help="its translation, line by line")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out pairs with an empty side")
-    parser.add_argument("--attention", nargs="+", choices=KINDS, default=["global"], help="to the source; each is trained")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out pairs with a side that is empty or no text")
+    parser.add_argument(
+        "--attention", nargs="+", choices=KINDS, default=["global"], help="to the source (default global)"
+    )
     for name, default, what in (
         ("steps", 600, "of training, for each kind of attention"),
         ("batch", 64, "pairs a step"),
@@ -215,11 +253,15 @@ def main() -> None:
     for name in ("steps", "batch", "warm_up", "dim", "layers", "vocabulary", "max_length", "beam"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    if options.dim % heads(options.dim):
+        parser.error(f"--dim must be a multiple of its {heads(options.dim)} heads, got {options.dim}")
+    if not 0 <= options.smoothing <= 1:
+        parser.error(f"--smoothing must be between 0 and 1, got {options.smoothing}")
     if bool(options.source) != bool(options.target):
         parser.error("--source and --target go together")
     try:
         compare(settle(options), options)
-    except (ValueError, OSError) as error:  # BadLine and CheckpointError are ValueErrors
+    except (ValueError, OSError) as error:  # BadLine and ResumeError are ValueErrors
         parser.error(str(error))
 
 
@@ -229,25 +271,27 @@ def compare(pairs: Pairs, options) -> None:
     pairs, held_out = pairs[:-held], pairs[-held:]
     file = options.out / "vocabulary.model"
     if not file.exists():
-        file.write_bytes(learn_vocabulary(pairs, options.vocabulary))
+        with written(file) as draft:
+            draft.write_bytes(learn_vocabulary(pairs, options.vocabulary))
     vocabulary = SentencePieceProcessor(model_file=str(file))
-    ids = in_pieces(pairs, vocabulary, options.max_length)
+    pairs, held_out = (fitting(part, vocabulary, options.max_length) for part in (pairs, held_out))
+    ids = in_pieces(pairs, vocabulary)
     models, runs = {}, {}
     print(f"{len(ids)} pairs, {vocabulary.vocab_size()} pieces: {' -> '.join(pairs[0])}")
     for name in options.attention:
         torch.manual_seed(options.seed)
         models[name] = model = Transformer(
-            vocabulary.vocab_size(), options.dim, max(4, options.dim // 64), options.layers, 4 * options.dim,
+            vocabulary.vocab_size(), options.dim, heads(options.dim), options.layers, 4 * options.dim,
             options.dropout, pre_norm=True, cross_attention=KINDS[name],
         ).to(DEVICE)  # fmt: skip
         began = time.perf_counter()
         runs[name] = train(model, ids, options.out / name, options)
-        seconds = time.perf_counter() - began
+        print(f"{name}: loss {runs[name].history['loss'][-1]:.3f}, {time.perf_counter() - began:.0f} s")
         model.eval()
-        print(f"{name}: loss {runs[name].history['loss'][-1]:.3f}, {seconds:.0f} s")
         for how, beam in (("greedy", 1), (f"beam {options.beam}", options.beam)):
             found = score(model, held_out, vocabulary, beam, options)
-            print(f"  {how:<8} {found['exact']:7.2%} exact, BLEU {found['bleu']:6.2f}: {held_out[0][0]} -> {found['text']}")
+            example = f"{held_out[0][0]} -> {found['text']}"
+            print(f"  {how:<8} {found['exact']:7.2%} exact, BLEU {found['bleu']:6.2f}: {example}")
     draw(models, runs, held_out[0], vocabulary, options.out / "attention.png")
     print(f"drawn: {options.out / 'attention.png'}")
 
