@@ -73,7 +73,7 @@ def parallel(paths: list[str], skip_bad: bool) -> Pairs:
             pairs.append(tuple(text(line, f"{path}:{number}") for line, path in zip(lines, paths)))
         except BadLine as error:
             if not skip_bad:
-                raise
+                raise BadLine(f"{error} (--skip-bad leaves such pairs out)") from None
             bad.append(error)
     if bad:
         warnings.warn(f"{len(bad)} of {number} pairs skipped, the first for {bad[0]}", stacklevel=2)
@@ -198,14 +198,15 @@ def draw(models: dict, runs: dict, example: tuple[str, str], vocabulary: Sentenc
     figure.savefig(path, dpi=110)
 
 
-def settle(options) -> Pairs:
-    """The pairs, once it is certain that the folder has no other run's results.
+def settle(options) -> tuple[Pairs, Pairs, SentencePieceProcessor]:
+    """What to learn, what is held out, and the vocabulary; the folder keeps what the next command must agree with.
 
     Raises:
-        ValueError, OSError: what is wrong, in a sentence.
+        ValueError, OSError: what is wrong, in a sentence; the folder is as it was.
     """
     kept = {name: value for name, value in vars(options).items() if name not in ("out", "beam", "attention", "steps")}
-    settings, path = json.dumps(kept, indent=1), options.out / "settings.json"
+    settings = json.dumps(kept, indent=1)
+    path, learned = (options.out / name for name in ("settings.json", "vocabulary.model"))
     if path.exists() and path.read_text() != settings:
         raise ValueError(f"--out {options.out} holds a run with other settings ({path}): choose another folder")
     torch.manual_seed(options.seed)
@@ -216,9 +217,15 @@ def settle(options) -> Pairs:
             pairs = GENERATORS[options.task](options.languages)
         except (NotImplementedError, LookupError, ValueError) as error:
             raise ValueError(f"--languages {' '.join(options.languages)}: not all are known ({error})") from None
-    with written(path) as draft:
-        draft.write_text(settings)
-    return pairs
+    held = min(HELD_OUT, len(pairs) // 3)
+    pairs, held_out = pairs[:-held], pairs[-held:]
+    model = learned.read_bytes() if learned.exists() else learn_vocabulary(pairs, options.vocabulary)
+    vocabulary = SentencePieceProcessor(model_proto=model)
+    pairs, held_out = (fitting(part, vocabulary, options.max_length) for part in (pairs, held_out))
+    for file, content in ((path, settings.encode()), (learned, model)):
+        with written(file) as draft:
+            draft.write_bytes(content)
+    return pairs, held_out, vocabulary
 
 
 def main() -> None:
@@ -260,21 +267,13 @@ def main() -> None:
     if bool(options.source) != bool(options.target):
         parser.error("--source and --target go together")
     try:
-        compare(settle(options), options)
+        compare(*settle(options), options)
     except (ValueError, OSError) as error:  # BadLine and ResumeError are ValueErrors
         parser.error(str(error))
 
 
-def compare(pairs: Pairs, options) -> None:
+def compare(pairs: Pairs, held_out: Pairs, vocabulary: SentencePieceProcessor, options) -> None:
     """Trains each kind of attention, tries it on what was held out, and draws."""
-    held = min(HELD_OUT, len(pairs) // 3)
-    pairs, held_out = pairs[:-held], pairs[-held:]
-    file = options.out / "vocabulary.model"
-    if not file.exists():
-        with written(file) as draft:
-            draft.write_bytes(learn_vocabulary(pairs, options.vocabulary))
-    vocabulary = SentencePieceProcessor(model_file=str(file))
-    pairs, held_out = (fitting(part, vocabulary, options.max_length) for part in (pairs, held_out))
     ids = in_pieces(pairs, vocabulary)
     models, runs = {}, {}
     print(f"{len(ids)} pairs, {vocabulary.vocab_size()} pieces: {' -> '.join(pairs[0])}")

@@ -1,186 +1,166 @@
-"""The Transformer beside torch's own layers, and its cache beside the whole sentence at once."""
+"""The Transformer: torch's own on the same weights, one word at a time, padding, compiled, and what it learns."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from attnkern.nn import Global, Hard, LearnedPosition, Local, Transformer, greedy, hard_attentions, warm_up
 
-WORDS, DIM, HEADS, LAYERS = 11, 16, 2, 2
-END = 2
-LENGTHS = (7, 1, 4)
+LENGTHS = (9, 1, 4, 6)
 KINDS = {
-    "global": Global(),
-    "local-m": Local(2),
-    "local-p": Local(2, center="predicted"),
-    "renormalised": Local(3, sigma=2.0, renormalize=True),
-    "hard": Hard(),
-    "hard window": Hard(straight_through=True, window=(2, 2)),
+    "global": (Global(), Global(), Global()),
+    "local": (Local(2), Local((3, 0)), Local(3, center="predicted")),
+    "centers": (Local(2, center="predicted"), Local(3, center="predicted"), Local(4)),
+    "hard": (Hard(), Hard(straight_through=True), Hard(window=4, num_samples=2)),
 }
 
 
-def new_model(kind=KINDS["global"], layers=LAYERS, **options) -> Transformer:
+def build(kind: str = "global", pre_norm: bool = False, **options) -> Transformer:
     torch.manual_seed(0)
-    kinds = dict.fromkeys(("encoder_attention", "decoder_attention", "cross_attention"), kind)
-    model = Transformer(WORDS, DIM, HEADS, layers, 2 * DIM, 0.1, **kinds, **options)
-    return model.double().eval()
+    names = ("encoder_attention", "decoder_attention", "cross_attention")
+    return Transformer(20, 16, 2, 2, 32, 0.0, pre_norm=pre_norm, **dict(zip(names, KINDS[kind])), **options)
 
 
-def sentences(lengths=LENGTHS, most=None) -> torch.Tensor:
-    """Ids `(B, most)`, padded with 0."""
+def sentences() -> tuple[Tensor, Tensor]:
     torch.manual_seed(1)
-    words = torch.randint(3, WORDS, (len(lengths), most or max(lengths)))
-    return words.masked_fill(torch.arange(words.shape[1]) >= torch.tensor(lengths)[:, None], 0)
+    source, target = torch.randint(1, 20, (4, 9)), torch.randint(1, 20, (4, 7))
+    for row, length in enumerate(LENGTHS):
+        source[row, length:] = 0
+    return source, target
 
 
-@pytest.mark.parametrize("pre_norm", [False, True])
-def test_equals_torchs_layers(pre_norm):
-    model = new_model(pre_norm=pre_norm)
-    shape = {"dim_feedforward": 2 * DIM, "dropout": 0.0, "batch_first": True, "norm_first": pre_norm}
-    source, target = sentences(), sentences((5, 5, 5))
-    hidden, causal = source == 0, nn.Transformer.generate_square_subsequent_mask(5, dtype=torch.float64)
-
-    def norms(prefix, layer):
-        return {
-            f"{prefix}{n + 1}.{name}": p for n, norm in enumerate(layer.norms) for name, p in norm.named_parameters()
-        }
-
-    def dense(layer):
-        parts = {"linear1": layer.feed_forward[0], "linear2": layer.feed_forward[3]}
-        return {f"{at}.{name}": p for at, part in parts.items() for name, p in part.named_parameters()}
-
-    def renamed(attention, prefix):
-        return {f"{prefix}.{name}": p for name, p in attention.state_dict().items()}
-
-    states, written = model.embed(source), model.embed(target)
-    for layer in model.encoder:
-        other = nn.TransformerEncoderLayer(DIM, HEADS, **shape, dtype=torch.float64)
-        other.load_state_dict(norms("norm", layer) | dense(layer) | renamed(layer.attention, "self_attn"))
-        states = other(states, src_key_padding_mask=hidden)
-    memory = model.encoder_norm(states)
-    for layer in model.decoder:
-        other = nn.TransformerDecoderLayer(DIM, HEADS, **shape, dtype=torch.float64)
-        weights = norms("norm", layer) | dense(layer) | renamed(layer.attention, "self_attn")
-        other.load_state_dict(weights | renamed(layer.cross_attention, "multihead_attn"))
-        written = other(written, memory, tgt_mask=causal, tgt_is_causal=True, memory_key_padding_mask=hidden)
-    expected = model.decoder_norm(written) @ model.embedding.weight.T
-    torch.testing.assert_close(model(source, target), expected, rtol=0, atol=1e-12)
+@pytest.mark.parametrize("pre_norm", (False, True))
+def test_the_same_as_torchs(pre_norm):
+    ours, (source, target) = build(pre_norm=pre_norm).double(), sentences()
+    theirs = nn.Transformer(16, 2, 2, 2, 32, 0.0, batch_first=True, norm_first=pre_norm).double()
+    names = {"cross_attention": "multihead_attn", "attention": "self_attn", "feed_forward.0": "linear1"}
+    names |= {"feed_forward.3": "linear2", "norms.0": "norm1", "norms.1": "norm2", "norms.2": "norm3"}
+    state = {}
+    for name, tensor in ours.state_dict().items():
+        side, _, rest = name.partition(".")
+        if side in ("encoder", "decoder"):
+            number, rest = rest.split(".", 1)
+            old = next(old for old in names if rest.startswith(old + "."))
+            state[f"{side}.layers.{number}.{names[old]}{rest.removeprefix(old)}"] = tensor
+        elif side.endswith("_norm"):
+            state[f"{side[:7]}.norm.{rest}"] = tensor
+    if not pre_norm:
+        theirs.encoder.norm = theirs.decoder.norm = None
+    theirs.load_state_dict(state)
+    padding = source == 0
+    causal = nn.Transformer.generate_square_subsequent_mask(7, dtype=torch.float64)
+    states = theirs(
+        ours.embed(source), ours.embed(target), tgt_mask=causal, src_key_padding_mask=padding,
+        memory_key_padding_mask=padding,
+    )  # fmt: skip
+    torch.testing.assert_close(ours(source, target), states @ ours.embedding.weight.T)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_padding_and_company_change_nothing(kind):
-    """Each sentence alone and unpadded gives what it gives among others."""
-    model, source, target = new_model(KINDS[kind]), sentences(most=9), sentences((6, 6, 6))
-    together = model(source, target)
-    for n, length in enumerate(LENGTHS):
-        alone = model(source[n : n + 1, :length], target[n : n + 1])
-        torch.testing.assert_close(together[n : n + 1], alone, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_steps_equal_the_whole_sentence(kind):
-    """Word by word with a cache, also of sentences that stand at different words."""
-    model, source, target = new_model(KINDS[kind]), sentences(), sentences((6, 6, 6))
+def test_word_by_word(kind):
+    """A step says what the whole sentence says, in a batch of any lengths as alone, whatever padding is embedded as."""
+    model, (source, target) = build(kind, position=LearnedPosition(9, 16)).double().eval(), sentences()
     whole = model(source, target)
-    state = model.encode(source, 8)
-    state.cache.fill_(torch.nan)  # what is not written yet is not looked at
-    logits = []
-    for n in range(6):
-        scores, state = model.step(target[:, n], state)
-        logits.append(scores)
-    torch.testing.assert_close(torch.stack(logits, 1), whole, rtol=0, atol=1e-12)
-    back = torch.tensor([2, 0, 4])
-    scores, _ = model.step(target[torch.arange(3), back], state._replace(position=back))
-    torch.testing.assert_close(scores, whole[torch.arange(3), back], rtol=0, atol=1e-12)
+    with torch.no_grad():
+        model.embedding.weight[0] = 1e3
+    for row, length in enumerate(LENGTHS):
+        torch.testing.assert_close(model(source[row : row + 1, :length], target[row : row + 1])[0], whole[row])
+    state = model.encode(source, 7)
+    state.cache.fill_(1e3)  # what nobody wrote is not looked at
+    for word, logits in zip(target.unbind(1), whole.unbind(1)):
+        found, state = model.step(word, state)
+        torch.testing.assert_close(found, logits)
+    assert state.position.tolist() == [7] * 4
+
+
+def test_sentences_at_positions_of_their_own():
+    model, (source, target) = build("local").double().eval(), sentences()
+    whole, state = model(source, target), model.encode(source, 8)
+    for moved in range(5):  # the last two sentences wait at first
+        word = target[torch.arange(4), state.position]
+        found, after = model.step(word, state)
+        torch.testing.assert_close(found, whole[torch.arange(4), state.position])
+        state = after._replace(position=after.position - torch.tensor([0, 0, moved < 2, moved < 2]).long())
+    assert state.position.tolist() == [5, 5, 3, 3]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_weight_learns(kind):
-    """Dropout on; every attention sends a gradient back, and the padding's embedding gets none from being read."""
-    model = new_model(KINDS[kind]).train()
-    source, target = sentences(), sentences((6, 6, 6))
-    loss = F.cross_entropy(model(source, target[:, :-1]).transpose(1, 2), target[:, 1:], label_smoothing=0.1)
-    if isinstance(KINDS[kind], Hard):
-        hards = hard_attentions(model)
-        assert len(hards) == 3 * LAYERS
-        loss = loss + sum(hard.score.mean() for hard in hards)
+def test_every_parameter_learns(kind):
+    model, (source, target) = build(kind), sentences()
+    loss = model(source, target).log_softmax(-1)[..., 3].mean()
+    if kind == "hard":
+        results = hard_attentions(model)
+        assert len(results) == 6
+        loss = loss + sum(result.log_prob.mean() for result in results)
     loss.backward()
-    for name, weight in model.named_parameters():
-        assert weight.grad is not None and weight.grad.isfinite().all(), name
-        assert weight.grad.any() or name.endswith("in_proj_bias"), name
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert all(p.grad.abs().sum() > 0 for name, p in model.named_parameters() if "bias" not in name)
+    weights = model.align(source, target)
+    assert weights.shape == (4, 2, 2, 7, 9) and not weights[1, ..., 1:].any()
+    if kind == "global":
+        torch.testing.assert_close(weights.sum(-1), torch.ones(4, 2, 2, 7))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", KINDS)
-def test_precisions(kind, dtype):
-    model, source, target = new_model(KINDS[kind]).to(dtype), sentences(), sentences((6, 6, 6))
-    logits = model(source, target)
-    assert logits.dtype == dtype and logits.isfinite().all()
-    scores, _ = model.step(target[:, 0], model.encode(source, 4))
-    torch.testing.assert_close(scores, logits[:, 0], rtol=0, atol=1e-4 if dtype == torch.float32 else 0.1)
-
-
-@pytest.mark.parametrize("kind", ["global", "local-p", "hard"])
-def test_one_graph(kind):
-    model, source, target = new_model(KINDS[kind], layers=1), sentences(), sentences((6, 6, 6))
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(source, target), model(source, target), rtol=0, atol=1e-12)
-    step = torch.compile(model.step, fullgraph=True, backend="aot_eager")
-    expected, state = model.encode(source, 4), model.encode(source, 4)
-    for n in range(2):
-        want, expected = model.step(target[:, n], expected)
-        got, state = step(target[:, n], state)
-        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
-
-
-def test_learned_positions_and_bad_input():
-    model = new_model(position=LearnedPosition(6, DIM))
-    source, target = sentences((5, 3)), sentences((6, 6))
-    state = model.encode(source, 6)
-    for n in range(6):
-        scores, state = model.step(target[:, n], state)
-    torch.testing.assert_close(scores, model(source, target)[:, -1], rtol=0, atol=1e-12)
-    with pytest.raises(ValueError, match=r"source must be word ids \(batch, words\), at least one, got \(3,\)"):
-        model(source[0, :3], target)
-    with pytest.raises(ValueError, match="positions below 6, got 0 to 6"):
-        model(sentences((7,)), target[:1])
-
-
-def test_warm_up_is_the_papers():
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=(512 * 4000) ** -0.5)
-    schedule = warm_up(optimizer, 4000)
-    for step in (0, 1, 3999, 4000, 100_000):
-        want = 512**-0.5 * min((step + 1) ** -0.5, (step + 1) * 4000**-1.5)
-        assert optimizer.defaults["lr"] * schedule.lr_lambdas[0](step) == pytest.approx(want)
-
-
-def test_learns_to_reverse():
-    """Sentences of up to 5 words, backwards: 95% whole sentences right."""
+@pytest.mark.parametrize("kind", ("global", "local", "hard"))
+def test_compiled_whole(kind):
+    model, (source, target) = build(kind), sentences()
     torch.manual_seed(0)
-    model = Transformer(12, 32, 4, 1, 64, 0.0, pre_norm=True)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    expected = model(source, target)
+    torch.manual_seed(0)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(source, target), expected)
+    model.eval()
+    whole, state = model(source, target), model.encode(source, 7)
+    graphs = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    step = torch.compile(model.step, fullgraph=True, backend=graphs)
+    for word, logits in zip(target.unbind(1), whole.unbind(1)):
+        found, state = step(word, state)
+        torch.testing.assert_close(found, logits)
+    assert graphs.frame_count == 1
+
+
+def test_bfloat16():
+    model, (source, target) = build(), sentences()
+    exact = model(source, target)
+    assert (model.bfloat16()(source, target) - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_warm_up():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=(512 * 100) ** -0.5)
+    schedule, rates = warm_up(optimizer, 100), []
+    for _ in range(400):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    steps = torch.arange(1, 401, dtype=torch.float64)
+    wanted = 512**-0.5 * torch.minimum(steps**-0.5, steps * 100**-1.5)  # Vaswani et al., equation 3
+    torch.testing.assert_close(torch.tensor(rates, dtype=torch.float64), wanted)
+
+
+@pytest.mark.parametrize("source", (torch.ones(3), torch.ones(2, 0)))
+def test_no_source(source):
+    with pytest.raises(ValueError, match=r"source must be word ids \(batch, words\)"):
+        build()(source.long(), torch.ones(2, 3).long())
+
+
+def test_it_learns_to_copy():
+    torch.manual_seed(0)
+    model = Transformer(16, 64, 4, 1, 128, 0.0, pre_norm=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, betas=(0.9, 0.98))
     schedule = warm_up(optimizer, 50)
 
     def batch(count):
-        length = torch.randint(1, 6, (count, 1))
-        source = torch.randint(3, 12, (count, 5))
-        place = torch.arange(7)
-        back = source.gather(1, (length - place).clamp(0, 4)).masked_fill(place > length, 0)
-        target = back.scatter(1, length + 1, END)
-        target[:, 0] = 1
-        return source.masked_fill(place[:5] >= length, 0), target
+        words = torch.randint(3, 16, (count, 10))
+        return words, F.pad(F.pad(words, (1, 0), value=1), (0, 1), value=2)
 
-    for _ in range(500):
-        source, target = batch(64)
-        loss = F.cross_entropy(model(source, target[:, :-1]).transpose(1, 2), target[:, 1:], ignore_index=0)
+    for _ in range(300):
+        source, target = batch(32)
+        loss = F.cross_entropy(model(source, target[:, :-1]).transpose(1, 2), target[:, 1:], label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     model.eval()
-    source, target = batch(200)
-    words = greedy(model.step, model.encode(source, 6), torch.ones(200, dtype=torch.long), END, 6)
-    want = target[:, 1 : 1 + words.shape[1]]
-    right = ((words == want) | (want == 0)).all(1).float().mean()
-    assert right >= 0.95
+    source, target = batch(100)
+    written = greedy(model.step, model.encode(source, 11), target[:, 0], 2, 11)
+    assert written.shape[1] == 11 and (written == target[:, 1:]).all(1).float().mean() >= 0.95

@@ -1,93 +1,114 @@
-"""examples/translate.py on a few sentences: every kind, stopped and resumed; and on what it must refuse."""
+"""The example's plumbing: it trains each kind, goes on as if it had not stopped, reads files, and refuses in a line."""
 
+import json
+import os
 import runpy
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "translate.py"
-WORDS = "zero one two three four five six seven eight nine".split()
+SMALL = ("--dim", "16", "--layers", "1", "--batch", "4", "--vocabulary", "100", "--max-length", "12", "--beam", "2")
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    from attnkern import training
+
+    original = training.Run
+
+    def command(*arguments, stop=None, out="out"):
+        """With `stop`, as if killed after that many steps."""
+
+        class Short(original):
+            def __iter__(self):
+                for step in super().__iter__():
+                    if step == stop:
+                        self.save()
+                        raise SystemExit
+                    yield step
+
+        monkeypatch.setattr(training, "Run", Short)
+        monkeypatch.setattr("sys.argv", [EXAMPLE.name, *SMALL, "--out", str(tmp_path / out), *arguments])
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+
+    return command
 
 
 @pytest.fixture
 def files(tmp_path):
-    """All numbers of three digits, in words and in digits; the fifth line is no text, the ninth is empty."""
-    source, target = tmp_path / "words.txt", tmp_path / "digits.txt"
-    numbers = [f"{n:03}" for n in range(0, 1000, 5)]
-    source.write_text("".join(" ".join(WORDS[int(digit)] for digit in number) + "\n" for number in numbers))
-    target.write_text("".join(f"{number}\n" for number in numbers))
-    return source, target
+    """A source and its translation, of 30 lines; the seventh is as asked for."""
+
+    def write(seventh="b a"):
+        lines = [f"{'ab'[n % 2]} {'cde'[n % 3]} {n % 5}" for n in range(30)]
+        (tmp_path / "source").write_text("\n".join(lines[:6] + [seventh] + lines[7:]) + "\n")
+        (tmp_path / "target").write_text("\n".join(line[::-1] for line in lines) + "\n")
+        return "--source", str(tmp_path / "source"), "--target", str(tmp_path / "target")
+
+    return write
 
 
-def translate(monkeypatch, *arguments) -> None:
-    small = ("--batch", 8, "--dim", 16, "--layers", 1, "--vocabulary", 60, "--max-length", 16, "--warm-up", 5)
-    monkeypatch.setattr(sys, "argv", [EXAMPLE.name, *map(str, small + arguments)])
-    runpy.run_path(str(EXAMPLE), run_name="__main__")
-
-
-def history(folder: Path) -> str:
-    """The checkpoint's, as it stands there."""
+def losses(folder):
     with safe_open(folder / "checkpoint.safetensors", "pt") as file:
-        return file.metadata()["state"].split('"history"')[1]
+        state = json.loads(file.metadata()["state"])
+    return json.dumps(dict(state["dict"])["history"])
 
 
-def test_every_kind_stopped_and_resumed(monkeypatch, capsys, tmp_path, files):
-    data = ("--source", files[0], "--target", files[1])
-    kinds = ("--attention", "global", "local", "hard")
-    translate(monkeypatch, *data, *kinds, "--steps", 4, "--out", tmp_path / "whole")
-    rows = capsys.readouterr().out
-    assert rows.count("greedy ") == rows.count("beam 4 ") == 3 and "BLEU" in rows
-    assert (tmp_path / "whole" / "attention.png").stat().st_size > 20_000
-    for steps in (2, 4):
-        translate(monkeypatch, *data, *kinds, "--steps", steps, "--out", tmp_path / "parts")
-    for kind in kinds[1:]:
-        assert history(tmp_path / "whole" / kind) == history(tmp_path / "parts" / kind)
+def test_stopped_and_resumed(run, files, tmp_path, capsys):
+    arguments = (*files(), "--steps", "6", "--dropout", "0.1", "--attention", "global", "local", "hard")
+    run(*arguments, out="whole")
     with pytest.raises(SystemExit):
-        translate(monkeypatch, *data, "--lr", 0.1, "--out", tmp_path / "parts")
-    assert "holds a run with other settings" in capsys.readouterr().err
-
-
-def test_bad_lines(monkeypatch, capsys, tmp_path, files):
-    lines = files[1].read_bytes().split(b"\n")
-    lines[4], lines[8] = b"\xff", b""
-    files[1].write_bytes(b"\n".join(lines))
-    command = ("--source", files[0], "--target", files[1], "--steps", 1, "--out", tmp_path / "out")
-    with pytest.raises(SystemExit):
-        translate(monkeypatch, *command)
-    assert "digits.txt:5: 'utf-8' codec can't decode" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-    with pytest.warns(UserWarning, match="2 of 200 pairs skipped, the first for .*digits.txt:5"):
-        translate(monkeypatch, *command, "--skip-bad")
+        run(*arguments, stop=3)
+    run(*arguments)
+    for kind in ("global", "local", "hard"):
+        assert losses(tmp_path / "out" / kind) == losses(tmp_path / "whole" / kind)
+    out = capsys.readouterr().out
+    assert out.count("greedy") == 6 and out.count("beam 2") == 6 and "BLEU" in out
+    assert (tmp_path / "out" / "attention.png").stat().st_size > 20_000
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--target", EXAMPLE), "must have as many lines as"),
-        (("--dim", 18), "--dim must be a multiple of its 4 heads, got 18"),
-        (("--smoothing", 2), "--smoothing must be between 0 and 1, got 2.0"),
-        (("--steps", 0), "--steps must be at least 1, got 0"),
-        (("--vocabulary", 3), "--vocabulary 3: sentencepiece cannot make it"),
-        (("--max-length", 2), "--max-length 2: every pair has more pieces"),
-        (("--source", "missing"), "No such file"),
-    ],
+    ("task", "languages", "wanted"),
+    [("numbers", "en fr", ("sept", "seven")), ("dates", "en de", ("Januar ", "January "))],
 )
-def test_refused(options, message, monkeypatch, capsys, tmp_path, files):
-    with pytest.raises(SystemExit):
-        translate(monkeypatch, "--source", files[0], "--target", files[1], "--out", tmp_path / "out", *options)
-    *_, last = capsys.readouterr().err.strip().splitlines()
-    assert message in last
+def test_generated_pairs(task, languages, wanted):
+    page = runpy.run_path(str(EXAMPLE))
+    pairs = page["GENERATORS"][task].__globals__
+    pairs["GENERATED"] = 400
+    pairs = page["GENERATORS"][task](languages.split())
+    assert len({target for _, target in pairs}) == 400
+    assert all(any(word in source for source, _ in pairs) for word in wanted)
 
 
-def test_generated_pairs():
-    example = runpy.run_path(str(EXAMPLE))
-    languages = ["en", "de", "fr"]
-    numbers, dates = example["numbers"](languages), example["dates"](languages)
-    assert len(set(numbers)) == len(numbers) == len(dates) == example["GENERATED"]
-    digits = dict(numbers)
-    assert all(target.isdigit() for target in digits.values())
-    assert len({target for _, target in numbers}) == len(numbers)  # what is held out was not seen, in any language
-    for day, iso in dates[:50]:
-        assert len(iso) == 10 and str(int(iso[8:])) in day
+def test_refusals(run, files, tmp_path, capsys, recwarn):
+    def refusal(*arguments):
+        with pytest.raises(SystemExit) as error:
+            run("--steps", "1", *arguments)
+        assert error.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    pair = files("")
+    with open(tmp_path / "target", "r+b") as file:
+        file.write(b"\xff")
+    assert "target:1: 'utf-8' codec can't decode" in refusal(*pair)
+    assert not (tmp_path / "out").exists()
+    assert "source:7: empty (--skip-bad leaves such pairs out)" in refusal(*files(""))
+    with open(tmp_path / "target", "r+b") as file:
+        file.write(b"\xff")
+    run("--steps", "1", *pair, "--skip-bad")
+    assert any("2 of 30 pairs skipped, the first for " in str(warning.message) for warning in recwarn)
+    assert "holds a run with other settings" in refusal("--task", "dates")
+    pair = files()
+    new = ("--out", str(tmp_path / "new"))
+    assert "--vocabulary 3: sentencepiece cannot make it" in refusal(*pair, *new, "--vocabulary", "3")
+    assert "--max-length 1: every pair has more pieces" in refusal(*pair, *new, "--max-length", "1")
+    assert "--dim must be a multiple of its 4 heads, got 18" in refusal(*pair, *new, "--dim", "18")
+    assert "--smoothing must be between 0 and 1, got 2.0" in refusal(*pair, *new, "--smoothing", "2")
+    with open(tmp_path / "target", "a") as file:
+        file.write("one more" + os.linesep)
+    assert "must have as many lines as" in refusal(*pair, *new)
+    assert "No such file" in refusal("--source", "nowhere", "--target", "nowhere", *new)
+    assert "--source and --target go together" in refusal("--source", "nowhere")
+    assert "--steps must be at least 1" in refusal("--steps", "0")
+    assert "not all are known" in refusal("--languages", "xx", *new)

@@ -197,6 +197,11 @@ class LuongDecoder(nn.Module):
             self.hard = HardAttention(torch.cat(output, -2), *(torch.cat(part, -1) for part in rest))
         return self.output(torch.cat(written, 1)), state, torch.cat(weights, 1) if need_weights else None
 
+    def step(self, word: Tensor, state: LuongState) -> tuple[Tensor, LuongState]:
+        """Of the words `(B,)` written last, logits `(B, words)`, as `attnkern.nn.greedy` and `beam_search` ask."""
+        logits, state, _ = self(word.unsqueeze(1), state)
+        return logits[:, 0], state
+
     def __getstate__(self) -> dict:
         # the last draws belong to a graph: neither copied nor pickled
         return {name: value for name, value in self.__dict__.items() if name != "hard"}
