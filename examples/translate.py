@@ -27,8 +27,9 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from attnkern.atomic import written
 from attnkern.nn import Global, Hard, Local, Transformer, beam_search, greedy, warm_up
-from attnkern.training import BadLine, Run, read_examples
+from attnkern.training import BadLine, Run
 
 KINDS = {"global": Global(), "local": Local(center="predicted"), "hard": Hard(straight_through=True)}
 DATES = ("full", "long", "medium", "d MMM yyyy", "EEE, dd.MM.yyyy", "MMMM d, yyyy")
@@ -61,43 +62,74 @@ def dates(languages: list[str]) -> Pairs:
 GENERATORS = {"numbers": numbers, "dates": dates}
 
 
-def parallel(source: str, target: str, skip_bad: bool) -> Pairs:
+def parallel(paths: list[str], skip_bad: bool) -> Pairs:
     """The lines of two text files, side by side, shuffled."""
-    sides = [read_examples(path, str.strip) for path in (source, target)]
+    sides = [Path(path).read_bytes().removesuffix(b"\n").split(b"\n") for path in paths]
     if len(sides[0]) != len(sides[1]):
-        raise BadLine(f"{target}: must have as many lines as {source}, {len(sides[0])}, got {len(sides[1])}")
-    empty = [number for number, pair in enumerate(zip(*sides), 1) if not all(pair)]
-    if empty and not skip_bad:
-        raise BadLine(f"{source}:{empty[0]}: this line or its translation is empty (--skip-bad leaves such pairs out)")
-    if empty:
-        warnings.warn(f"{len(empty)} pairs skipped: a side is empty", stacklevel=2)
-    pairs = [pair for pair in zip(*sides) if all(pair)]
+        raise BadLine(f"{paths[1]}: must have as many lines as {paths[0]}, {len(sides[0])}, got {len(sides[1])}")
+    pairs, bad = [], []
+    for number, lines in enumerate(zip(*sides), 1):
+        try:
+            pairs.append(tuple(text(line, f"{path}:{number}") for line, path in zip(lines, paths)))
+        except BadLine as error:
+            if not skip_bad:
+                raise BadLine(f"{error} (--skip-bad leaves such pairs out)") from None
+            bad.append(error)
+    if bad:
+        warnings.warn(f"{len(bad)} of {number} pairs skipped, the first for {bad[0]}", stacklevel=2)
+    if len(pairs) <= 2:
+        raise BadLine(f"{paths[0]}: must have at least 3 pairs, got {len(pairs)}")
     return [pairs[n] for n in torch.randperm(len(pairs)).tolist()]
+
+
+def text(line: bytes, place: str) -> str:
+    try:
+        found = line.decode().strip()
+    except UnicodeDecodeError as error:
+        raise BadLine(f"{place}: {error}") from None
+    if not found:
+        raise BadLine(f"{place}: empty")
+    return found
 
 
 def learn_vocabulary(pairs: Pairs, size: int) -> bytes:
     """A joint sentencepiece model of both sides, at most that large."""
     model = BytesIO()
-    SentencePieceTrainer.train(
-        sentence_iterator=(text for pair in pairs for text in pair), model_writer=model, vocab_size=size,
-        hard_vocab_limit=False, split_digits=True, character_coverage=1.0, minloglevel=2,
-        pad_id=PADDING, bos_id=BEGIN, eos_id=END, unk_id=UNKNOWN,
-    )  # fmt: skip
+    try:
+        SentencePieceTrainer.train(
+            sentence_iterator=(text for pair in pairs for text in pair), model_writer=model, vocab_size=size,
+            hard_vocab_limit=False, split_digits=True, character_coverage=1.0, minloglevel=2,
+            pad_id=PADDING, bos_id=BEGIN, eos_id=END, unk_id=UNKNOWN,
+        )  # fmt: skip
+    except RuntimeError as error:
+        raise ValueError(f"--vocabulary {size}: sentencepiece cannot make it ({error})") from None
     return model.getvalue()
 
 
-def in_pieces(pairs: Pairs, vocabulary: SentencePieceProcessor, most: int) -> list[tuple[Tensor, Tensor]]:
-    """Ids of each pair: the source ends with END; the target begins with BEGIN too. Longer pairs are left out."""
+def fitting(pairs: Pairs, vocabulary: SentencePieceProcessor, most: int) -> Pairs:
+    """Those pairs of which neither side has more pieces than that, with END."""
     sides = [vocabulary.encode([pair[side] for pair in pairs]) for side in range(2)]
-    ids = [(torch.tensor([*s, END]), torch.tensor([BEGIN, *t, END])) for s, t in zip(*sides)]
-    short = [pair for pair in ids if max(map(len, pair)) <= most]
-    if len(short) < len(ids):
-        warnings.warn(f"{len(ids) - len(short)} pairs of more than {most} pieces left out (--max-length)", stacklevel=2)
-    return short
+    found = [pair for pair, *pieces in zip(pairs, *sides) if max(map(len, pieces)) < most]
+    if not found:
+        raise ValueError(f"--max-length {most}: every pair has more pieces")
+    if len(found) < len(pairs):
+        left_out = len(pairs) - len(found)
+        warnings.warn(f"{left_out} of {len(pairs)} pairs left out: more than --max-length {most} pieces", stacklevel=2)
+    return found
+
+
+def in_pieces(pairs: Pairs, vocabulary: SentencePieceProcessor) -> list[tuple[Tensor, Tensor]]:
+    """Ids of each pair: the source ends with END; the target begins with BEGIN too."""
+    sides = [vocabulary.encode([pair[side] for pair in pairs]) for side in range(2)]
+    return [(torch.tensor([*source, END]), torch.tensor([BEGIN, *target, END])) for source, target in zip(*sides)]
 
 
 def together(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return tuple(pad_sequence(side, batch_first=True, padding_value=PADDING).to(DEVICE) for side in zip(*pairs))
+
+
+def heads(dim: int) -> int:
+    return max(4, dim // 64)
 
 
 def train(model: Transformer, pairs: list[tuple[Tensor, Tensor]], folder: Path, options) -> Run:
@@ -120,7 +152,7 @@ def train(model: Transformer, pairs: list[tuple[Tensor, Tensor]], folder: Path, 
 
 def translate(model: Transformer, sources: list[Tensor], beam: int, most: int) -> list[list[int]]:
     """The ids that the model writes, by greedy search where `beam` is 1."""
-    written = []
+    sentences = []
     for at in range(0, len(sources), 100):
         source = pad_sequence(sources[at : at + 100], batch_first=True, padding_value=PADDING).to(DEVICE)
         with torch.no_grad():
@@ -130,20 +162,20 @@ def translate(model: Transformer, sources: list[Tensor], beam: int, most: int) -
             words = greedy(model.step, state, first, END, most)
         else:
             words = beam_search(model.step, state, first, END, most, beam)[0][:, 0]
-        written += words.tolist()
-    return written
+        sentences += words.tolist()
+    return sentences
 
 
 def score(model: Transformer, held_out: Pairs, vocabulary: SentencePieceProcessor, beam: int, options) -> dict:
     """Share right to the letter and BLEU of what the model makes of the held-out sources."""
     from sacrebleu.metrics import BLEU
 
-    sources, references = zip(*held_out)
-    ids = [torch.tensor([*pieces[: options.max_length - 1], END]) for pieces in vocabulary.encode(list(sources))]
-    written = translate(model, ids, beam, options.max_length)
-    texts = [vocabulary.decode(words[: words.index(END)] if END in words else words) for words in written]
+    references = [target for _, target in held_out]
+    sources = [source for source, _ in in_pieces(held_out, vocabulary)]
+    sentences = translate(model, sources, beam, options.max_length)
+    texts = [vocabulary.decode(words[: words.index(END)] if END in words else words) for words in sentences]
     exact = sum(text == reference for text, reference in zip(texts, references)) / len(texts)
-    bleu = BLEU(tokenize="13a" if options.source else "char").corpus_score(texts, [list(references)])
+    bleu = BLEU(tokenize="13a" if options.source else "char").corpus_score(texts, [references])
     return {"exact": exact, "bleu": bleu.score, "text": texts[0]}
 
 
@@ -166,29 +198,34 @@ def draw(models: dict, runs: dict, example: tuple[str, str], vocabulary: Sentenc
     figure.savefig(path, dpi=110)
 
 
-def settle(options) -> Pairs:
-    """The pairs, once it is certain that the folder has no other run's results.
+def settle(options) -> tuple[Pairs, Pairs, SentencePieceProcessor]:
+    """What to learn, what is held out, and the vocabulary; the folder keeps what the next command must agree with.
 
     Raises:
-        ValueError, OSError: what is wrong, in a sentence.
+        ValueError, OSError: what is wrong, in a sentence; the folder is as it was.
     """
     kept = {name: value for name, value in vars(options).items() if name not in ("out", "beam", "attention", "steps")}
-    settings, path = json.dumps(kept, indent=1), options.out / "settings.json"
+    settings = json.dumps(kept, indent=1)
+    path, learned = (options.out / name for name in ("settings.json", "vocabulary.model"))
     if path.exists() and path.read_text() != settings:
         raise ValueError(f"--out {options.out} holds a run with other settings ({path}): choose another folder")
     torch.manual_seed(options.seed)
     if options.source:
-        pairs = parallel(options.source, options.target, options.skip_bad)
+        pairs = parallel([options.source, options.target], options.skip_bad)
     else:
         try:
             pairs = GENERATORS[options.task](options.languages)
         except (NotImplementedError, LookupError, ValueError) as error:
             raise ValueError(f"--languages {' '.join(options.languages)}: not all are known ({error})") from None
-    if len(pairs) <= 2:
-        raise ValueError(f"{options.source} must have at least 3 pairs, got {len(pairs)}")
-    options.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(settings)
-    return pairs
+    held = min(HELD_OUT, len(pairs) // 3)
+    pairs, held_out = pairs[:-held], pairs[-held:]
+    model = learned.read_bytes() if learned.exists() else learn_vocabulary(pairs, options.vocabulary)
+    vocabulary = SentencePieceProcessor(model_proto=model)
+    pairs, held_out = (fitting(part, vocabulary, options.max_length) for part in (pairs, held_out))
+    for file, content in ((path, settings.encode()), (learned, model)):
+        with written(file) as draft:
+            draft.write_bytes(content)
+    return pairs, held_out, vocabulary
 
 
 def main() -> None:
@@ -199,7 +236,7 @@ def main() -> None:
     parser.add_argument("--languages", nargs="+", default=["en"], help="of the generated text (default en)")
     parser.add_argument("--source", help="a text file, one sentence a line, instead of --task")
     parser.add_argument("--target", help="its translation, line by line")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out pairs with an empty side")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out pairs with a side that is empty or no text")
     parser.add_argument(
         "--attention", nargs="+", choices=KINDS, default=["global"], help="to the source (default global)"
     )
@@ -223,36 +260,33 @@ def main() -> None:
     for name in ("steps", "batch", "warm_up", "dim", "layers", "vocabulary", "max_length", "beam"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    if options.dim % heads(options.dim):
+        parser.error(f"--dim must be a multiple of its {heads(options.dim)} heads, got {options.dim}")
+    if not 0 <= options.smoothing <= 1:
+        parser.error(f"--smoothing must be between 0 and 1, got {options.smoothing}")
     if bool(options.source) != bool(options.target):
         parser.error("--source and --target go together")
     try:
-        compare(settle(options), options)
-    except (ValueError, OSError) as error:  # BadLine and CheckpointError are ValueErrors
+        compare(*settle(options), options)
+    except (ValueError, OSError) as error:  # BadLine and ResumeError are ValueErrors
         parser.error(str(error))
 
 
-def compare(pairs: Pairs, options) -> None:
+def compare(pairs: Pairs, held_out: Pairs, vocabulary: SentencePieceProcessor, options) -> None:
     """Trains each kind of attention, tries it on what was held out, and draws."""
-    held = min(HELD_OUT, len(pairs) // 3)
-    pairs, held_out = pairs[:-held], pairs[-held:]
-    file = options.out / "vocabulary.model"
-    if not file.exists():
-        file.write_bytes(learn_vocabulary(pairs, options.vocabulary))
-    vocabulary = SentencePieceProcessor(model_file=str(file))
-    ids = in_pieces(pairs, vocabulary, options.max_length)
+    ids = in_pieces(pairs, vocabulary)
     models, runs = {}, {}
     print(f"{len(ids)} pairs, {vocabulary.vocab_size()} pieces: {' -> '.join(pairs[0])}")
     for name in options.attention:
         torch.manual_seed(options.seed)
         models[name] = model = Transformer(
-            vocabulary.vocab_size(), options.dim, max(4, options.dim // 64), options.layers, 4 * options.dim,
+            vocabulary.vocab_size(), options.dim, heads(options.dim), options.layers, 4 * options.dim,
             options.dropout, pre_norm=True, cross_attention=KINDS[name],
         ).to(DEVICE)  # fmt: skip
         began = time.perf_counter()
         runs[name] = train(model, ids, options.out / name, options)
-        seconds = time.perf_counter() - began
+        print(f"{name}: loss {runs[name].history['loss'][-1]:.3f}, {time.perf_counter() - began:.0f} s")
         model.eval()
-        print(f"{name}: loss {runs[name].history['loss'][-1]:.3f}, {seconds:.0f} s")
         for how, beam in (("greedy", 1), (f"beam {options.beam}", options.beam)):
             found = score(model, held_out, vocabulary, beam, options)
             example = f"{held_out[0][0]} -> {found['text']}"

@@ -88,15 +88,27 @@ def test_refusals(run, files, tmp_path, capsys, recwarn):
         assert error.value.code == 2
         return capsys.readouterr().err.splitlines()[-1]
 
-    assert "source:7: this line or its translation is empty (--skip-bad" in refusal(*files(""))
-    run("--steps", "1", *files(""), "--skip-bad")
-    assert any("1 pairs skipped" in str(warning.message) for warning in recwarn)
+    pair = files("")
+    with open(tmp_path / "target", "r+b") as file:
+        file.write(b"\xff")
+    assert "target:1: 'utf-8' codec can't decode" in refusal(*pair)
+    assert not (tmp_path / "out").exists()
+    assert "source:7: empty (--skip-bad leaves such pairs out)" in refusal(*files(""))
+    with open(tmp_path / "target", "r+b") as file:
+        file.write(b"\xff")
+    run("--steps", "1", *pair, "--skip-bad")
+    assert any("2 of 30 pairs skipped, the first for " in str(warning.message) for warning in recwarn)
     assert "holds a run with other settings" in refusal("--task", "dates")
     pair = files()
+    new = ("--out", str(tmp_path / "new"))
+    assert "--vocabulary 3: sentencepiece cannot make it" in refusal(*pair, *new, "--vocabulary", "3")
+    assert "--max-length 1: every pair has more pieces" in refusal(*pair, *new, "--max-length", "1")
+    assert "--dim must be a multiple of its 4 heads, got 18" in refusal(*pair, *new, "--dim", "18")
+    assert "--smoothing must be between 0 and 1, got 2.0" in refusal(*pair, *new, "--smoothing", "2")
     with open(tmp_path / "target", "a") as file:
         file.write("one more" + os.linesep)
-    assert "must have as many lines as" in refusal(*pair, "--out", str(tmp_path / "new"))
-    assert "No such file" in refusal("--source", "nowhere", "--target", "nowhere", "--out", str(tmp_path / "new"))
+    assert "must have as many lines as" in refusal(*pair, *new)
+    assert "No such file" in refusal("--source", "nowhere", "--target", "nowhere", *new)
     assert "--source and --target go together" in refusal("--source", "nowhere")
     assert "--steps must be at least 1" in refusal("--steps", "0")
-    assert "not all are known" in refusal("--languages", "xx", "--out", str(tmp_path / "new"))
+    assert "not all are known" in refusal("--languages", "xx", *new)
