@@ -27,7 +27,7 @@ class PredictedCenter(nn.Module):
 
         Args:
             states: `(N, L, embed_dim)`.
-            len_k: number of keys, padding included; or one number for each state, `(L,)`.
+            len_k: number of keys, padding included; or one number for each state, `(L,)` or `(N, 1, L)`.
             key_padding_mask: `(N, len_k)`, True or -inf where a key is padding; S then counts the others, which must
                 stand together, and positions count from the first of them.
         """
