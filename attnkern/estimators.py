@@ -114,6 +114,13 @@ class MovingAverageBaseline:
         self.value = self.decay * before + (1 - self.decay) * reward.detach().mean()
         return before
 
+    def state_dict(self) -> dict:
+        """For a checkpoint."""
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.value = state["value"]
+
 
 def soft_mixture(hard: HardAttention, soft: Tensor, probability: float = 0.5) -> HardAttention:
     """With a probability, for each batch element, the sample is replaced by its expectation (Xu et al. 2015, 4.1).

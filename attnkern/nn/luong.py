@@ -25,7 +25,7 @@ class LuongState(NamedTuple):
     position: number of words written, an int: all sentences of a batch advance together.
     memory: the source words in their contexts, `(B, S, hidden)`.
     keys: what they are scored by, shaped like memory.
-    real: bool `(B, S)`, True where there is a word.
+    real: bool `(B, S)`, True where there is a word; None where all are words.
     """
 
     cells: Tensor
@@ -33,7 +33,7 @@ class LuongState(NamedTuple):
     position: int
     memory: Tensor
     keys: Tensor
-    real: Tensor
+    real: Tensor | None
 
 
 class LuongAttention(nn.Module):
@@ -89,13 +89,16 @@ class LuongAttention(nn.Module):
             h~; the weights `(B, T, S)`, asked for by `need_weights`, else None; with `Hard` the `HardAttention`, else
             None.
         """
-        value, size = source.memory, source.real.shape[1]
+        value, size = source.memory, source.memory.shape[1]
         if need_weights:  # unit vectors, carried along as further features, come back as the weights
             units = torch.eye(size, dtype=value.dtype, device=value.device)
             value = torch.cat([value, units.expand(len(value), -1, -1)], -1)
         query, key, bias = self._scores(states, source)
-        mask = source.real[:, None, None] if bias is None else bias.masked_fill(~source.real[:, None, None], -torch.inf)
-        center = self.center(states, size, ~source.real) if predicts_center(self.kind) else None
+        mask, padding = bias, None
+        if source.real is not None:
+            real, padding = source.real[:, None, None], ~source.real
+            mask = real if bias is None else bias.masked_fill(~real, -torch.inf)
+        center = self.center(states, size, padding) if predicts_center(self.kind) else None
         context, hard = self._attend(query[:, None], key[:, None], value[:, None], mask, source.position, center)
         context, weights = context[:, 0].split([states.shape[-1], value.shape[-1] - states.shape[-1]], -1)
         states = self.combine(torch.cat([context, states], -1)).tanh()
@@ -111,7 +114,7 @@ class LuongAttention(nn.Module):
         if self.score == "concat":
             bias = self.v((query[:, :, None] + source.keys[:, None]).tanh())[..., 0]
         else:
-            bias = query[..., : source.real.shape[1]]
+            bias = query[..., : source.keys.shape[1]]
         return torch.zeros_like(states[..., :1]), torch.zeros_like(source.keys[..., :1]), bias[:, None]
 
     def _attend(self, query, key, value, mask, position, center) -> tuple[Tensor, HardAttention | None]:
@@ -170,7 +173,7 @@ class LuongDecoder(nn.Module):
         self.output = nn.Linear(hidden, words)
         self.attention, self.input_feeding = attention, input_feeding
 
-    def begin(self, memory: Tensor, real: Tensor, cells: Tensor) -> LuongState:
+    def begin(self, memory: Tensor, cells: Tensor, real: Tensor | None = None) -> LuongState:
         """The state before the first word; shapes as in `LuongState`."""
         return LuongState(cells, torch.zeros_like(memory[:, 0]), 0, memory, self.attend.keys(memory), real)
 
@@ -247,7 +250,7 @@ class LuongSeq2Seq(nn.Module):
         for word, here in zip(words.unbind(1), real.unbind(1)):
             cells = torch.where(here[:, None, None, None], advance(self.encoder, word, cells), cells)
             memory.append(cells[:, -1, 0])
-        return self.decoder.begin(torch.stack(memory, 1), real, cells)
+        return self.decoder.begin(torch.stack(memory, 1), cells, real)
 
 
 def advance(layers: nn.ModuleList, input: Tensor, cells: Tensor) -> Tensor:
