@@ -3,7 +3,7 @@
 python examples/caption.py [--steps 800] [--runs caption_runs] [--out caption.png]     (pip install '.[examples]')
 
 A picture holds 1 to 3 coloured shapes in 9 fields; its caption names them in reading order, "red cross blue disc".
-A small convolutional network describes 36 places of the picture, and Luong's decoder with input feeding, which stands in
+A small convolutional network describes 36 places, and Luong's decoder with input feeding, which stands in
 for Xu's, looks at all of them for each word (soft) or at one, drawn from its attention (hard). No gradient passes
 through a draw: REINFORCE with a moving average of the reward, a bonus for entropy, and for half of the captions the
 expectation instead. Soft attention should look everywhere once: the doubly stochastic term. Tests take the likeliest.
@@ -58,7 +58,10 @@ class Captioner(nn.Module):
     def __init__(self, attention):
         super().__init__()
         self.see = nn.Sequential(
-            nn.Conv2d(3, 32, 4, stride=2, padding=1), nn.ReLU(), nn.Conv2d(32, HIDDEN, 4, stride=2, padding=1), nn.ReLU()
+            nn.Conv2d(3, 32, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, HIDDEN, 4, stride=2, padding=1),
+            nn.ReLU(),
         )
         self.place = nn.Parameter(0.1 * torch.randn(PLACES**2, HIDDEN))
         self.begin = nn.Linear(HIDDEN, 2 * HIDDEN)
