@@ -96,6 +96,7 @@ def field(said: Any, name: str, kind: type) -> Any:
 
 def parse(asked: Any, paragraph: dict) -> list[Question]:
     context, answers = field(paragraph, "context", str), []
+    number, question = field(asked, "id", str), field(asked, "question", str)
     for answer in [] if asked.get("is_impossible") else field(asked, "answers", list):
         text, begin = field(answer, "text", str), field(answer, "answer_start", int)
         if begin < 0 or context[begin : begin + len(text)] != text or not text.strip():
@@ -104,7 +105,7 @@ def parse(asked: Any, paragraph: dict) -> list[Question]:
         answers.append((begin, text))
     if not (answers or asked.get("is_impossible")):
         raise ValueError("has no answer, and is_impossible does not say so")
-    return [Question(field(asked, "id", str), field(asked, "question", str), context, answers)]
+    return [Question(number, question, context, answers)]
 
 
 def read(path: Path, skip_bad: bool) -> list[Question]:

@@ -1,0 +1,130 @@
+"""The examples caption.py, pretrain_bert.py and answer_squad.py: their data exactly, and a short run of each."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+for library in ("matplotlib", "rich", "safetensors", "tokenizers"):
+    pytest.importorskip(library)
+EXAMPLES = str(Path(__file__).parents[1] / "examples")
+sys.path.insert(0, EXAMPLES)
+import answer_squad  # noqa: E402
+import caption  # noqa: E402
+import pretrain_bert  # noqa: E402
+
+sys.path.remove(EXAMPLES)
+from attnkern.nn import BertForPreTraining, WordPiece  # noqa: E402
+
+
+def test_captions_say_what_is_there():
+    torch.manual_seed(0)
+    pictures, captions = caption.pictures(200)
+    fields = pictures.unflatten(2, (3, -1)).unflatten(4, (3, -1)).mean((1, 3, 5))
+    for field, words in zip(fields, captions):
+        said = [caption.WORDS[word] for word in words if word]
+        assert len(said) == 2 * (field > 0.05).sum() and words[len(said) :].eq(0).all()
+        assert all(word in caption.COLOURS for word in said[::2]) and all(word in caption.SHAPES for word in said[1::2])
+
+
+@pytest.mark.parametrize("kind", caption.KINDS)
+def test_captions_are_learned_and_resumed(kind, tmp_path):
+    model = caption.train(kind, 60, tmp_path / "whole")
+    pictures, right = caption.pictures(64)
+    with torch.no_grad():
+        losses, looked = model(pictures, right)
+    assert losses.mean() < 1.6 < torch.tensor(len(caption.WORDS)).log()  # a guess costs the latter
+    torch.testing.assert_close(looked.sum(-1), torch.ones(64, caption.LONGEST))
+    again = caption.train(kind, 60, tmp_path / "whole")  # from the checkpoint alone
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+
+
+def test_masks():
+    torch.manual_seed(0)
+    wordpiece = WordPiece.train([" ".join(f"w{n}" for n in range(50))], max_length=300)
+    ids = torch.randint(5, wordpiece.tokenizer.get_vocab_size(), (400, 100))
+    there = torch.arange(100) < torch.randint(4, 101, (400, 1))
+    new, places, words = pretrain_bert.mask(ids.clone(), there, wordpiece)
+    chosen = words != pretrain_bert.IGNORED
+    wanted = (0.15 * there.sum(1)).round().clamp(1, 20)
+    assert torch.equal(chosen.sum(1).float(), wanted)
+    assert torch.equal(ids.gather(1, places)[chosen], words[chosen]) and there.gather(1, places)[chosen].all()
+    changed = torch.zeros_like(there).scatter(1, places, chosen)
+    assert torch.equal(new[~changed], ids[~changed])
+    now, was = new.gather(1, places)[chosen], words[chosen]
+    shares = (now == wordpiece.tokenizer.token_to_id("[MASK]")).float().mean(), (now == was).float().mean()
+    assert abs(shares[0] - 0.8) < 0.02 and abs(shares[1] - 0.1) < 0.02
+
+
+def test_next_sentences():
+    """Documents whose words are numbers that go up by 1: what follows does, what is random does not."""
+    torch.manual_seed(0)
+    documents = [[list(range(100 * d + 4 * s, 100 * d + 4 * s + 4)) for s in range(10)] for d in range(5)]
+    found = [pretrain_bert.pair(documents, 24) for _ in range(400)]
+    for first, second, is_random in found:
+        assert first and second and len(first) + len(second) <= 24
+        assert (first[-1] + 1 == second[0]) != is_random and (first[0] // 100 != second[0] // 100) == is_random
+    assert 150 < sum(is_random for *_, is_random in found) < 250
+
+
+def test_pretraining_runs(tmp_path, monkeypatch, capsys):
+    options = pretrain_bert.argparse.Namespace(
+        text=None, out=tmp_path, model=None, config=None, steps=3, rate=1e-3, length=32, skip_bad=False, seed=0
+    )
+    pretrain_bert.pretrain(options)
+    assert "held out, after 3 steps: MLM loss" in capsys.readouterr().out
+    assert BertForPreTraining.from_folder(tmp_path).bert.config.hidden_size == 64
+
+
+def squad(**change):
+    question = {"id": "q1", "question": "who?", "answers": [{"text": "Ann Lee", "answer_start": 4}]} | change
+    return {"data": [{"paragraphs": [{"context": "It, Ann Lee said.", "qas": [question, {**question, "id": "q2"}]}]}]}
+
+
+def test_windows_keep_every_answer():
+    """Wherever an answer stands, a window holds it whole, and the offsets lead back to its letters."""
+    context = " ".join(f"word{n % 7}" for n in range(60))
+    wordpiece = WordPiece.train([context, "which is it"], max_length=128)
+    for n in range(60):
+        begin = sum(len(f"word{k % 7}") + 1 for k in range(n))
+        asked = answer_squad.Question("1", "which is it", context, [(begin, f"word{n % 7}")])
+        windows = answer_squad.windows_of([asked], wordpiece, 32, 10)
+        assert all(len(window.ids) <= 32 for window in windows)
+        held = [window for window in windows if window.target != (0, 0)]
+        assert held
+        for window in held:
+            first, last = (place - window.first for place in window.target)
+            assert (window.offsets[first][0], window.offsets[last][1]) == (begin, begin + len(f"word{n % 7}"))
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("{", "is not in SQuAD's format"),
+        (json.dumps({"data": 3}), "data must be a list, got '3'"),
+        (json.dumps(squad(answers=[{"text": "Bob", "answer_start": 4}])), "q1: the answer 'Bob' does not stand at 4"),
+        (json.dumps(squad(answers=[])), "question q1: has no answer, and is_impossible"),
+        (json.dumps({"data": [{"paragraphs": [{"context": "c", "qas": [[]]}]}]}), r"qas\[0\]: id must be a str"),
+    ],
+)  # fmt: skip
+def test_malformed_squad(file, message, tmp_path):
+    path = tmp_path / "dev.json"
+    path.write_text(file)
+    with pytest.raises(ValueError, match=message):
+        answer_squad.read(path, skip_bad=False)
+
+
+def test_squad_scores_and_skips(tmp_path):
+    path = tmp_path / "dev.json"
+    content = squad()
+    content["data"][0]["paragraphs"][0]["qas"][0]["answers"][0]["answer_start"] = 5
+    content["data"][0]["paragraphs"][0]["qas"][1]["answers"] = [{"text": "Ann Lee", "answer_start": 4}]
+    path.write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match="1 skipped: .*question q1: the answer 'Ann Lee' does not stand at 5"):
+        (question,) = answer_squad.read(path, skip_bad=True)
+    assert question.id == "q2" and question.answers == [(4, "Ann Lee")]
+    assert answer_squad.exact_and_f1("the Ann, Lee!", ["Ann Lee"]) == (1.0, 1.0)
+    assert answer_squad.exact_and_f1("Ann", ["Ann Lee", "Bob"]) == (0.0, pytest.approx(2 / 3))
+    assert answer_squad.exact_and_f1("", []) == (1.0, 1.0) and answer_squad.exact_and_f1("x", []) == (0.0, 0.0)
