@@ -168,13 +168,13 @@ def test_flops():
 def test_a_question_of_one_tile_takes_fewer_sweeps(len_q, launched, device, monkeypatch):
     from attnkern.backends import aoa_triton
 
-    seen, launch = [], aoa_triton._Call.launch
+    seen, launch = [], aoa_triton.Call.launch
 
     def record(call, kernel, *args, **tensors):
         seen.append(kernel.__name__.removeprefix("aoa_"))
         launch(call, kernel, *args, **tensors)
 
-    monkeypatch.setattr(aoa_triton._Call, "launch", record)
+    monkeypatch.setattr(aoa_triton.Call, "launch", record)
     results(on("triton"), *tensors(1, 20, len_q, 8, device=device))
     assert seen == launched
 

@@ -63,7 +63,8 @@ def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     lse = inputs.query.new_full(output.shape[:-1], float("-inf"), dtype=torch.float32)
     if _is_empty(problem):
         return output.zero_(), lse
-    splits = key_splits(problem)
+    # a backward recomputes the weights as one program makes them
+    splits = 1 if any(tensor.requires_grad for tensor in inputs[:3]) else key_splits(problem)
     parts, parts_lse = output[None], lse[None]
     if splits > 1:
         parts, parts_lse = (lse.new_empty(splits, *tensor.shape) for tensor in (output, lse))
