@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from attnkern.nn import BertConfig, BertForSequenceClassification, WordPiece
-from attnkern.training import Run, read_examples
+from attnkern.training import Run, adamw, read_examples
 
 HELD_OUT, BATCH = 0.2, 32
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
@@ -88,11 +88,7 @@ def tokenizer(model: Path | None, folder: Path, examples: list[Example]) -> Word
 def train(model, encodings: list, labels: Tensor, wordpiece: WordPiece, options: argparse.Namespace) -> Run:
     """Batches drawn by chance; AdamW with a warm-up and a linear decay (Devlin et al. 2018, A.3)."""
     rate = 1e-3 if options.model is None else 5e-5
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
-    warm_up = max(1, options.steps // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm_up, (options.steps - step) / (options.steps - warm_up + 1))
-    )
+    optimizer, schedule = adamw(model, rate, options.steps)
     run = Run(options.folder, steps=options.steps, model=model, optimizer=optimizer, schedule=schedule)
     model.train()
     for _ in run:
