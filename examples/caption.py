@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from attnkern.estimators import MovingAverageBaseline, reinforce_loss
 from attnkern.nn import Global, Hard, LuongDecoder, hard_attentions
-from attnkern.training import Run
+from attnkern.training import Run, adamw
 
 FIELDS, SIZE, PLACES, HIDDEN, BATCH = 3, 24, 6, 64, 64  # fields, pixels and places, all along a side
 COLOURS = {"red": (1, 0.1, 0.1), "green": (0.1, 0.8, 0.1), "blue": (0.2, 0.3, 1), "yellow": (1, 0.9, 0)}
@@ -102,8 +102,7 @@ def loss_of(model: Captioner, losses: Tensor, looked: Tensor, baseline: MovingAv
 def train(name: str, steps: int, folder: Path, seed: int = 0) -> Captioner:
     torch.manual_seed(seed)
     model, baseline = Captioner(KINDS[name]), MovingAverageBaseline()
-    optimizer = torch.optim.Adam(model.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-3, steps, pct_start=0.2)
+    optimizer, schedule = adamw(model, 5e-3, steps, warm_up=steps // 5)
     run = Run(folder / name, steps=steps, model=model, optimizer=optimizer, schedule=schedule, baseline=baseline)
     for _ in run:
         losses, looked = model(*pictures(BATCH))
@@ -159,4 +158,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"caption: {error}") from None

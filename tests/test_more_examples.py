@@ -39,6 +39,7 @@ def test_captions_are_learned_and_resumed(kind, tmp_path):
     torch.testing.assert_close(looked.sum(-1), torch.ones(64, caption.LONGEST))
     again = caption.train(kind, 60, tmp_path / "whole")  # from the checkpoint alone
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+    caption.train(kind, 62, tmp_path / "whole")  # more steps than were meant at first
 
 
 def test_masks():
