@@ -143,6 +143,11 @@ THIRTY_TWO_BIT: Table = {
 }
 
 
+# where a sequence begins takes registers
+PACKED: Table = {
+    "backward_query": SIXTEEN_BIT["backward_query"] | {64: (Config(64, 64, 8, 2), Config(128, 32, 8, 2))},
+}
+
 # a step of decoding reads keys and values once: few rows, long tiles of keys
 FEW_QUERIES: Table = {
     "softmax_forward": {
@@ -162,6 +167,8 @@ def candidates(kernel: str, problem: Problem, capability: int) -> tuple[Config, 
         rows = SIXTEEN_BIT | (HOPPER if capability == 90 else {})
         if problem.kind == "mac" and capability == 90:
             rows |= HOPPER_UNNORMALISED
+        if problem.packed and capability != 90:
+            rows |= PACKED
         if problem.mask:
             rows |= MASKED | (HOPPER_MASKED if capability == 90 else {})
         if problem.len_q <= FEWEST_ROWS:
