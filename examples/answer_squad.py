@@ -307,7 +307,7 @@ def answer_squad(options: argparse.Namespace) -> None:
         n_best = [[a for a in answers if a.text] or answers for answers in n_best]
     write_json(options.out / "predictions.json", {q.id: answers[0].text for q, answers in zip(dev, n_best)})
     write_json(options.out / "nbest.json", {q.id: with_probabilities(answers) for q, answers in zip(dev, n_best)})
-    shown = next(window for window in windows if window.target[0])
+    shown = max(windows, key=lambda window: window.target[0] > 0)  # the first with an answer, if any has one
     draw(model, shown, dev[shown.number], wordpiece, losses, options.out / "answer_squad.png")
     scores = [exact_and_f1(a[0].text, [text for _, text in q.answers]) for q, a in zip(dev, n_best)]
     for name, asked in (("with", True), ("without", False)):

@@ -35,10 +35,10 @@ Document = list[list[int]]  # the token ids of its sentences
 
 
 def made_up(seed: int) -> list[list[str]]:
-    """8 documents. Each has words of its own, and each word a follower, that comes nine times of ten."""
+    """8 documents. Each has 12 words of its own, and each word a follower, that comes nine times of ten."""
     chance = random.Random(seed)
     words = ["".join(parts) for parts in product("bdfgklmn", "aeiou", "lmnrs")]
-    chance.shuffle(words)
+    words = chance.sample(words, 8 * 12)
     documents = []
     for topic in range(8):
         own = words[topic::8]
@@ -181,8 +181,9 @@ def pretrain(options: argparse.Namespace) -> None:
     if min(len(learn), len(held_out)) < 2:
         raise ValueError(f"{options.text} must have 2 documents of 20 sentences or 20 of 2, got {len(texts)} documents")
 
+    rate = options.rate or (1e-4 if options.model or options.config else 3e-3)
     model.to(DEVICE).train()
-    optimizer, schedule = adamw(model, options.rate, options.steps)
+    optimizer, schedule = adamw(model, rate, options.steps)
     run = Run(options.out, steps=options.steps, model=model, optimizer=optimizer, schedule=schedule)
     for _ in run:
         measured = measure(model, batch(learn, wordpiece, options.length))
@@ -212,7 +213,7 @@ if __name__ == "__main__":
     start.add_argument("--model", type=Path, help="folder of a BERT to go on from (default: a new one)")
     start.add_argument("--config", type=Path, help="a new one's config.json (default: 2 layers of 64)")
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--rate", type=float, default=1e-3, help="of learning, the highest (default: %(default)s)")
+    parser.add_argument("--rate", type=float, help="of learning at most (default: 1e-4, for the small one 3e-3)")
     parser.add_argument("--length", type=int, default=32, help="tokens of a pair at most (default: %(default)s)")
     parser.add_argument("--skip-bad", action="store_true", help="count and skip lines that are no UTF-8")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,6 +1,7 @@
 """The examples caption.py, pretrain_bert.py and answer_squad.py: their data exactly, and a short run of each."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -70,12 +71,13 @@ def test_next_sentences():
     assert 150 < sum(is_random for *_, is_random in found) < 250
 
 
-def test_pretraining_runs(tmp_path, monkeypatch, capsys):
+def test_pretraining_learns(tmp_path, capsys):
     options = pretrain_bert.argparse.Namespace(
-        text=None, out=tmp_path, model=None, config=None, steps=3, rate=1e-3, length=32, skip_bad=False, seed=0
+        text=None, out=tmp_path, model=None, config=None, steps=150, rate=None, length=32, skip_bad=False, seed=0
     )
     pretrain_bert.pretrain(options)
-    assert "held out, after 3 steps: MLM loss" in capsys.readouterr().out
+    found = re.search(r"held out, after 150 steps: .* MLM right (\S+), NSP right (\S+)", capsys.readouterr().out)
+    assert float(found[1].rstrip(",")) > 2 / 96 and float(found[2]) > 0.9  # chance: 1 / 96 and 0.5
     assert BertForPreTraining.from_folder(tmp_path).bert.config.hidden_size == 64
 
 
@@ -129,3 +131,24 @@ def test_squad_scores_and_skips(tmp_path):
     assert answer_squad.exact_and_f1("the Ann, Lee!", ["Ann Lee"]) == (1.0, 1.0)
     assert answer_squad.exact_and_f1("Ann", ["Ann Lee", "Bob"]) == (0.0, pytest.approx(2 / 3))
     assert answer_squad.exact_and_f1("", []) == (1.0, 1.0) and answer_squad.exact_and_f1("x", []) == (0.0, 0.0)
+
+
+def test_squad_without_an_answer(tmp_path, capsys):
+    """Little is learned, all is written, and what has no answer is drawn too."""
+    learned = {"train": tmp_path / "train.json", "dev": tmp_path / "dev.json"}
+    learned["train"].write_text(json.dumps(squad()))
+    learned["dev"].write_text(json.dumps(squad(answers=[], is_impossible=True)))
+    others = {"model": None, "steps": 2, "length": None, "stride": None, "skip_bad": False, "seed": 0}
+    answer_squad.answer_squad(answer_squad.argparse.Namespace(**learned, **others, out=tmp_path))
+    assert "2 questions without an answer: exact" in capsys.readouterr().out
+    assert json.loads((tmp_path / "predictions.json").read_text()).keys() == {"q1", "q2"}
+    best = json.loads((tmp_path / "nbest.json").read_text())["q1"]
+    assert sum(answer["probability"] for answer in best) == pytest.approx(1)
+    assert (tmp_path / "answer_squad.png").stat().st_size > 10_000
+
+
+def test_squad_is_learned(tmp_path, capsys):
+    options = {"train": None, "dev": None, "model": None, "length": 40, "stride": None, "skip_bad": False, "seed": 0}
+    answer_squad.answer_squad(answer_squad.argparse.Namespace(**options, steps=250, out=tmp_path))
+    exact = re.search(r"all 500: exact (\S+)%", capsys.readouterr().out)[1]
+    assert float(exact) > 80
