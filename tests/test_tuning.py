@@ -1,5 +1,6 @@
 """The table of tiles, and the measurements that outlive the process."""
 
+import itertools
 import json
 
 import pytest
@@ -90,3 +91,12 @@ def test_nothing_fits_leaves_the_default(monkeypatch):
     monkeypatch.setenv("ATTNKERN_TUNE", "1")
     with pytest.warns(UserWarning):
         assert choose()[0] == Config(*tuning.candidates("softmax_forward", PROBLEM, 90)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mask", [None, "float"])
+def test_a_step_of_decoding_has_tiles(dtype, mask):
+    """Both of its kernels, whatever the numbers are."""
+    problem = Problem(len_q=1, len_k=4096, dtype=dtype, mask=mask, device="cuda")
+    for kernel, capability in itertools.product(("softmax_forward", "combine_splits"), (80, 90, 100)):
+        assert tuning.candidates(kernel, problem, capability)

@@ -32,6 +32,8 @@ INTERPRETER = Config(64, 64)  # every operation costs the same there, whatever i
 # kernel -> largest head size -> candidates
 Table = dict[str, dict[int, tuple[Config, ...]]]
 
+COMBINE_SPLITS = {256: (Config(16, 64, 4, 1),)}  # a row is a program, and has no tiles
+
 SIXTEEN_BIT: Table = {
     "softmax_forward": {
         64: (Config(64, 64, 4, 3), Config(128, 64, 8, 3), Config(128, 128, 8, 3)),
@@ -50,6 +52,7 @@ SIXTEEN_BIT: Table = {
     },
     "backward_mask": {64: (Config(64, 64, 8, 1),), 128: (Config(64, 64, 8, 1),), 256: (Config(32, 32, 4, 1),)},
     "attention_weights": {64: (Config(64, 64, 4, 1),), 128: (Config(64, 64, 4, 1),), 256: (Config(64, 32, 4, 1),)},
+    "combine_splits": COMBINE_SPLITS,
     "sample_forward": {
         64: (Config(64, 64, 8, 3), Config(128, 64, 8, 3), Config(64, 64, 4, 3)),
         128: (Config(64, 64, 8, 2), Config(128, 64, 8, 2)),
@@ -139,9 +142,9 @@ THIRTY_TWO_BIT: Table = {
     "backward_key_value": {64: (Config(16, 32, 8, 1),), 128: (Config(16, 16, 8, 1),), 256: (Config(16, 16, 8, 1),)},
     "backward_mask": {64: (Config(16, 16, 8, 1),), 128: (Config(16, 16, 8, 1),), 256: (Config(16, 16, 8, 1),)},
     "attention_weights": {64: (Config(32, 32, 8, 1),), 128: (Config(32, 16, 8, 1),), 256: (Config(16, 16, 8, 1),)},
+    "combine_splits": COMBINE_SPLITS,
     "sample_forward": {64: (Config(32, 64, 8, 1),), 128: (Config(16, 64, 8, 1),), 256: (Config(16, 64, 8, 1),)},
 }
-
 
 # where a sequence begins takes registers
 PACKED: Table = {
@@ -155,7 +158,6 @@ FEW_QUERIES: Table = {
         128: (Config(16, 64, 4, 3), Config(16, 128, 4, 2)),
         256: (Config(16, 32, 4, 2),),
     },
-    "combine_splits": {256: (Config(16, 64, 4, 1),)},
 }
 
 
