@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attnkern import checks, reference
-from attnkern.arguments import UNPACKED, PackingArguments, autocast, checked, seed_tensor
+from attnkern.arguments import autocast, checked, seed_tensor
 from attnkern.backends.choose import choose
 from attnkern.ops import aoa, mac
 from attnkern.ops.centered import centered_attention
@@ -14,6 +14,7 @@ from attnkern.ops.library import describe
 from attnkern.ops.sample import sample_attention
 from attnkern.ops.softmax import softmax_attention
 from attnkern.ops.weights import attention_weights
+from attnkern.packing import UNPACKED, Packing
 from attnkern.problem import Inputs
 from attnkern.results import Aux, AuxRequest, HardAttention
 
@@ -78,7 +79,7 @@ def global_attention(
     return _softmax_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
         query_offset=query_offset, softcap=softcap, seed=seed,
-        packing=PackingArguments(cu_seq_q, cu_seq_k, max_q, max_k),
+        packing=Packing(cu_seq_q, cu_seq_k, max_q, max_k),
         return_aux=return_aux, backend=backend,
     )  # fmt: skip
 
@@ -127,7 +128,7 @@ def local_attention(
     return _softmax_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
         query_offset=query_offset, softcap=softcap, seed=seed,
-        packing=PackingArguments(cu_seq_q, cu_seq_k, max_q, max_k),
+        packing=Packing(cu_seq_q, cu_seq_k, max_q, max_k),
         return_aux=return_aux, backend=backend, window=window, center=center, sigma=sigma, renormalize=renormalize,
     )  # fmt: skip
 
@@ -173,7 +174,7 @@ def hard_attention(
     """
     call = checked(
         query, key, value, attn_mask, is_causal, scale, enable_gqa, query_offset, softcap, window,
-        PackingArguments(cu_seq_q, cu_seq_k, max_q, max_k),
+        Packing(cu_seq_q, cu_seq_k, max_q, max_k),
     )  # fmt: skip
     checks.check_samples(num_samples)
     if call.layout.nested is not None and num_samples is not None:

@@ -8,19 +8,7 @@ from torch import Tensor
 from attnkern import checks, philox
 from attnkern.backends.gaussian import lse_of_nearest, sight
 from attnkern.ops.library import ScoreOptions
-from attnkern.packing import Layout, opened
-
-
-class PackingArguments(NamedTuple):
-    """As the caller gave them; none where nothing is packed."""
-
-    cu_seq_q: Tensor | None = None
-    cu_seq_k: Tensor | None = None
-    max_q: int | None = None
-    max_k: int | None = None
-
-
-UNPACKED = PackingArguments()
+from attnkern.packing import UNPACKED, Layout, Packing, opened
 
 
 class Call(NamedTuple):
@@ -82,12 +70,12 @@ class Call(NamedTuple):
 
 def checked(
     query, key, value, attn_mask, is_causal, scale, enable_gqa, query_offset, softcap, window,
-    packing: PackingArguments = UNPACKED, dropout_p=0.0,
+    packing: Packing = UNPACKED, dropout_p=0.0,
 ) -> Call:  # fmt: skip
     """Raises what `attnkern.global_attention` says."""
     query, key, value, attn_mask = autocast(query, key, value, attn_mask)
     checks.check_tensors(query, key, value, enable_gqa, packed=packing.cu_seq_q is not None)
-    packing = checks.check_packing(query, key, *packing)
+    packing = checks.check_packing(query, key, packing)
     query, key, value, layout = opened(query, key, value, packing)
     attn_mask = checks.check_mask(attn_mask, query, key, layout.packing)
     query_offset, offsets = checks.check_offset(query_offset, query, key, layout.packing)

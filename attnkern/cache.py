@@ -2,9 +2,10 @@
 
 import json
 import os
-import tempfile
 import warnings
 from pathlib import Path
+
+from attnkern.atomic import written
 
 
 def folder() -> Path:
@@ -34,10 +35,7 @@ def add(name: str, place: str, entry) -> None:
     """Adds one entry to a file, keeping what other processes wrote; never leaves half a file."""
     file = folder() / name
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        entries = {**read(name), place: entry}
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False) as draft:
-            json.dump(entries, draft, indent=1)
-        os.replace(draft.name, file)
+        with written(file) as draft:
+            draft.write_text(json.dumps({**read(name), place: entry}, indent=1))
     except OSError as error:
         warnings.warn(f"cannot keep measurements in {file}: {error}", stacklevel=3)

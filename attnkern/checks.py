@@ -44,16 +44,14 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool, p
         raise ValueError(f"query's heads must be a multiple of key's {kv_heads}, got {_shape(query)}")
 
 
-def check_packing(
-    query: Tensor, key: Tensor, cu_seq_q: Tensor | None, cu_seq_k: Tensor | None, max_q: int | None, max_k: int | None
-) -> Packing | None:
+def check_packing(query: Tensor, key: Tensor, packing: Packing) -> Packing | None:
     """Of packed `(T, H, E)`; None if there is none.
 
     Numbers are checked where reading them stops nothing: on a CPU, outside of a compiler.
     """
-    given = {"cu_seq_q": cu_seq_q, "cu_seq_k": cu_seq_k, "max_q": max_q, "max_k": max_k}
+    cu_seq_q, cu_seq_k, max_q, max_k = packing
     if cu_seq_q is None:
-        for name, number in given.items():
+        for name, number in packing._asdict().items():
             if number is not None:
                 raise ValueError(f"{name} needs cu_seq_q, got None")
         return None
@@ -66,13 +64,13 @@ def check_packing(
             raise ValueError(f"{name} must have shape (sequences + 1,), like cu_seq_q, got {_shape(tensor)}")
         if isinstance(query, Tensor) and tensor.device != query.device:
             raise ValueError(f"{name} must be on the device of query, {query.device}, got {tensor.device}")
-    for name in ("max_q", "max_k"):
-        if not _is_int(given[name]):
-            raise TypeError(f"{name} must be the length of the longest sequence, an int, got {given[name]!r}")
+    for name, longest in (("max_q", max_q), ("max_k", max_k)):
+        if not _is_int(longest):
+            raise TypeError(f"{name} must be the length of the longest sequence, an int, got {longest!r}")
     if cu_seq_q.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_cu_seq("cu_seq_q", cu_seq_q, "query", query, "max_q", max_q)
         _check_cu_seq("cu_seq_k", cu_seq_k, "key", key, "max_k", max_k)
-    return Packing(cu_seq_q, cu_seq_k, max_q, max_k)
+    return packing
 
 
 def _check_cu_seq(name: str, cu_seq: Tensor, of: str, tensor: Tensor, longest_name: str, longest: int) -> None:

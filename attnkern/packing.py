@@ -22,6 +22,9 @@ class Packing(NamedTuple):
     max_k: int
 
 
+UNPACKED = Packing(None, None, None, None)  # of a caller who gave none of them
+
+
 def places(cu_seq: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
     """Of each token its sequence's number and its position in that: int64 `(T,)`."""
     token = torch.arange(tokens, device=cu_seq.device)

@@ -190,6 +190,11 @@ class Inputs(NamedTuple):
     sigma: Tensor | None = None
     first: int = 0
 
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a backward may follow. What is sliced or copied below autograd does not know any more."""
+        return any(tensor.requires_grad for tensor in self[:3])
+
 
 class Gradients(NamedTuple):
     """Of the same shapes as the inputs; None where not asked for."""

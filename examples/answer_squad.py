@@ -27,7 +27,7 @@ from rich.progress import track
 
 from attnkern.atomic import written
 from attnkern.nn import BertConfig, BertForQuestionAnswering, WordPiece
-from attnkern.training import Run, adamw
+from attnkern.training import Run, adamw, descend
 
 BATCH, N_BEST, LONGEST_ANSWER = 32, 20, 30  # an answer's length is in tokens
 SMALL = BertConfig(
@@ -178,11 +178,7 @@ def train(model, windows: list[Window], wordpiece: WordPiece, options: argparse.
         targets = torch.tensor([window.target for window in drawn], device=DEVICE)
         logits = model(**inputs(wordpiece, drawn))
         loss = sum(F.cross_entropy(scores, target) for scores, target in zip(logits, targets.T)) / 2
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        descend(loss, model, optimizer, schedule)
         run.log(loss=loss)
     return run
 

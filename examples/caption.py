@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from attnkern.estimators import MovingAverageBaseline, reinforce_loss
 from attnkern.nn import Global, Hard, LuongDecoder, hard_attentions
-from attnkern.training import Run, adamw
+from attnkern.training import Run, adamw, descend
 
 FIELDS, SIZE, PLACES, HIDDEN, BATCH = 3, 24, 6, 64, 64  # fields, pixels and places, all along a side
 COLOURS = {"red": (1, 0.1, 0.1), "green": (0.1, 0.8, 0.1), "blue": (0.2, 0.3, 1), "yellow": (1, 0.9, 0)}
@@ -106,11 +106,7 @@ def train(name: str, steps: int, folder: Path, seed: int = 0) -> Captioner:
     run = Run(folder / name, steps=steps, model=model, optimizer=optimizer, schedule=schedule, baseline=baseline)
     for _ in run:
         losses, looked = model(*pictures(BATCH))
-        optimizer.zero_grad()
-        loss_of(model, losses, looked, baseline).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        schedule.step()
+        descend(loss_of(model, losses, looked, baseline), model, optimizer, schedule, clip=5.0)
         run.log(loss=losses.mean().item())
     return model.eval()
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from attnkern.nn import BertConfig, BertForSequenceClassification, WordPiece
-from attnkern.training import Run, adamw, read_examples
+from attnkern.training import Run, adamw, descend, read_examples
 
 HELD_OUT, BATCH = 0.2, 32
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
@@ -94,11 +94,7 @@ def train(model, encodings: list, labels: Tensor, wordpiece: WordPiece, options:
     for _ in run:
         drawn = torch.randint(len(encodings), (BATCH,))
         loss = F.cross_entropy(model(**wordpiece.batch([encodings[i] for i in drawn])), labels[drawn])
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        descend(loss, model, optimizer, schedule)
         run.log(loss=loss)
     return run
 

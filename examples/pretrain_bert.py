@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from attnkern.nn import BertConfig, BertForPreTraining, WordPiece
-from attnkern.training import Run, adamw, read_examples
+from attnkern.training import Run, adamw, descend, read_examples
 
 MASKED, MOST_MASKED, BATCH = 0.15, 20, 64
 IGNORED = -100  # cross_entropy's
@@ -187,11 +187,7 @@ def pretrain(options: argparse.Namespace) -> None:
     run = Run(options.out, steps=options.steps, model=model, optimizer=optimizer, schedule=schedule)
     for _ in run:
         measured = measure(model, batch(learn, wordpiece, options.length))
-        optimizer.zero_grad()
-        (measured["MLM loss"] + measured["NSP loss"]).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        descend(measured["MLM loss"] + measured["NSP loss"], model, optimizer, schedule)
         run.log(**measured)
 
     model.eval()

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torchcrf import CRF
 
 from attnkern.nn import BertConfig, BertForTokenClassification, Local, WordPiece
-from attnkern.training import Run, adamw, read_examples
+from attnkern.training import Run, adamw, descend, read_examples
 
 HELD_OUT, BATCH = 0.2, 32
 HEADS = ("linear", "crf", "bilstm-crf")
@@ -132,11 +132,7 @@ def train(model: Tagger, data: Data, folder: Path, steps: int, rate: float) -> l
     for _ in run:
         tokens, first, real, tags = data.batch(torch.randint(len(data.sentences), (BATCH,)).tolist())
         loss = model.loss(model.scores(tokens, first, real), real, tags)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        descend(loss, model, optimizer, schedule)
         run.log(loss=loss)
     return run.history["loss"]
 

@@ -29,7 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from attnkern.atomic import written
 from attnkern.nn import Global, Hard, Local, Transformer, beam_search, greedy, warm_up
-from attnkern.training import BadLine, Run
+from attnkern.training import BadLine, Run, descend
 
 KINDS = {"global": Global(), "local": Local(center="predicted"), "hard": Hard(straight_through=True)}
 DATES = ("full", "long", "medium", "d MMM yyyy", "EEE, dd.MM.yyyy", "MMMM d, yyyy")
@@ -142,10 +142,7 @@ def train(model: Transformer, pairs: list[tuple[Tensor, Tensor]], folder: Path, 
         loss = F.cross_entropy(
             logits.transpose(1, 2), target[:, 1:], ignore_index=PADDING, label_smoothing=options.smoothing
         )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        descend(loss, model, optimizer, schedule, clip=None)
         run.log(loss=loss)
     return run
 

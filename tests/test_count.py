@@ -256,9 +256,9 @@ def tensors(problem: Problem) -> Inputs:
     return Inputs(query, key, value, seed=torch.tensor(1))
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_the_products_of_the_triton_kernels(name, monkeypatch):
-    """Every product that the kernels do in the interpreter."""
+@pytest.fixture
+def done(monkeypatch):
+    """The MACs of every product of matrices that Triton's interpreter does."""
     interpreter = pytest.importorskip("triton.runtime.interpreter")
     if torch.cuda.is_available():
         pytest.skip("without a GPU the kernels run in the interpreter")
@@ -270,6 +270,12 @@ def test_the_products_of_the_triton_kernels(name, monkeypatch):
         return dot(self, a, b, *rest)
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", counted)
+    return done
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_products_of_the_triton_kernels(name, done):
+    """Every product that the kernels do in the interpreter."""
     problem, through = CALLS[name]
     results = call(problem, "triton")
     forward = sum(done)
@@ -280,19 +286,8 @@ def test_the_products_of_the_triton_kernels(name, monkeypatch):
 
 
 @pytest.mark.parametrize("sizes", AOA, ids=str)
-def test_the_products_of_the_aoa_kernels(sizes, monkeypatch):
+def test_the_products_of_the_aoa_kernels(sizes, done):
     """Every product of matrices that the kernels do in the interpreter; their sums along one side are vectors'."""
-    interpreter = pytest.importorskip("triton.runtime.interpreter")
-    if torch.cuda.is_available():
-        pytest.skip("without a GPU the kernels run in the interpreter")
-    done = []
-    dot = interpreter.InterpreterBuilder.create_dot
-
-    def counted(self, a, b, *rest):
-        done.append(a.data.shape[0] * a.data.shape[1] * b.data.shape[1])
-        return dot(self, a, b, *rest)
-
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", counted)
     documents, words, asked, features = sizes
     problem = Problem(batch=documents, len_q=words, len_k=asked, head_dim=features, selector="aoa")
     pair = [torch.randn(documents, length, features, requires_grad=True) for length in (words, asked)]

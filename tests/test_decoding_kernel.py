@@ -61,6 +61,9 @@ def test_training_shares_no_keys(combined):
     query, key, value = (tensor.requires_grad_() for tensor in tensors())
     attnkern.global_attention(query, key, value, enable_gqa=True, backend="triton").sum().backward()
     assert combined == []
+    apart = [tensor.repeat_interleave(2, -1)[..., ::2] for tensor in (query, key, value)]  # the kernels get copies
+    attnkern.global_attention(*apart, enable_gqa=True, backend="triton").sum().backward()
+    assert combined == []
 
 
 def test_packed_caches(combined):

@@ -30,17 +30,23 @@ def refuses(problem: Problem) -> str | None:
 
 def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Output `(B, H, Lq, Ev)` and lse `(B, H, Lq)`."""
-    if problem.packed:
-        return sequences.softmax(softmax, problem, inputs)
-    if not any(tensor.requires_grad for tensor in inputs[:3]):  # a backward recomputes the weights its own way
-        problem, inputs = simpler.in_sight(*simpler.one_offset(problem, inputs))
-        if (stacked := simpler.heads_as_rows(problem, inputs)) is not None and sdpa.can_run(*stacked):
-            return simpler.rows_as_heads(problem, inputs, *softmax(*stacked))
+    run = _softmax if inputs.requires_grad else _simpler_softmax  # a backward recomputes the weights its own way
+    return sequences.softmax(run, problem, inputs) if problem.packed else run(problem, inputs)
+
+
+def _simpler_softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    problem, inputs = simpler.in_sight(*simpler.one_offset(problem, inputs))
+    if (stacked := simpler.heads_as_rows(problem, inputs)) is not None and sdpa.can_run(*stacked):
+        return simpler.rows_as_heads(problem, inputs, *_softmax(*stacked))
+    return _softmax(problem, inputs)
+
+
+def _softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     if sdpa.can_run(problem, inputs):
         output, lse = sdpa.forward(problem, inputs)
         if sdpa.is_sound(lse):
             return output, lse
-    elif banded.can_run(problem) and (found := banded.forward(problem, inputs, softmax)) is not None:
+    elif banded.can_run(problem) and (found := banded.forward(problem, inputs, _softmax)) is not None:
         return found
     output = new_output(inputs.query, inputs.value)
     lse = inputs.query.new_empty(output.shape[:-1], dtype=problem.compute_dtype)

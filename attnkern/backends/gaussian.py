@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attnkern.packing import places
 from attnkern.problem import UNLIMITED, Inputs, Problem
-from attnkern.reference import FARTHEST_SIGMAS
+from attnkern.reference import FARTHEST_SIGMAS, positions
 
 NEG_INF = float("-inf")
 
@@ -45,8 +45,7 @@ def sight(
     """How many keys there are, and where queries stand among them: of rows `(B, H, Lq)`, or for each sequence's."""
     rows, device = center.shape[-1], center.device
     if cu_seq_q is None:
-        offset = torch.as_tensor(query_offset, device=device).reshape(-1, 1, 1)
-        return torch.full((), len_k, device=device), torch.arange(rows, device=device) + offset
+        return torch.full((), len_k, device=device), positions(rows, query_offset, device)
     sequence, position = places(cu_seq_q, rows)
     offset = query_offset[sequence] if isinstance(query_offset, Tensor) else query_offset
     return cu_seq_k.diff()[sequence], position + offset

@@ -12,34 +12,43 @@ from attnkern.problem import Gradients, Inputs, Problem, new_output
 
 
 class Sequence(NamedTuple):
-    """One of them as a batch of one; where its rows and keys lie; its tile of a mask `(B|1, H|1, Lq|1, Lk|1)`."""
+    """One of them as a batch of one, and where its rows and keys lie."""
 
     problem: Problem
     inputs: Inputs
     rows: slice
     keys: slice
 
-    def mask(self, mask: Tensor | None) -> Tensor | None:
-        if mask is None:
-            return None
-        tile = (slice(self.inputs.first, self.inputs.first + 1), slice(None), slice(self.problem.len_q))
-        tile = (*tile, slice(self.problem.len_k))
-        return mask[tuple(part if size > 1 else slice(None) for part, size in zip(tile, mask.shape))]
+    def of_mask(self, mask: Tensor) -> Tensor:
+        """Its tile of a mask `(B|1, H|1, Lq|1, Lk|1)`."""
+        return _tile(mask, self.inputs.first, self.problem.len_q, self.problem.len_k)
 
 
 def sequences(problem: Problem, inputs: Inputs) -> Iterator[Sequence]:
     """All of them, empty ones too."""
-    query, key, value, mask, offsets, seed, cu_seq_q, cu_seq_k, center, sigma, _ = inputs
-    bounds = zip(pairwise(cu_seq_q.tolist()), pairwise(cu_seq_k.tolist()))
-    offsets = repeat(problem.query_offset) if offsets is None else offsets.tolist()
+    bounds = zip(*(pairwise(cu_seq.tolist()) for cu_seq in (inputs.cu_seq_q, inputs.cu_seq_k)))
+    offsets = repeat(problem.query_offset) if inputs.offsets is None else inputs.offsets.tolist()
     for number, ((rows, keys), offset) in enumerate(zip(bounds, offsets)):
-        lengths = {"len_q": rows[1] - rows[0], "len_k": keys[1] - keys[0]}
-        own = replace(problem, packed=False, batch=1, query_offset=offset, **lengths)
         rows, keys = slice(*rows), slice(*keys)
-        center_, sigma_ = (None if t is None else t[:, :, rows] for t in (center, sigma))
-        tensors = query[:, :, rows], key[:, :, keys], value[:, :, keys]
-        one = Sequence(own, Inputs(*tensors, None, None, seed, None, None, center_, sigma_, number), rows, keys)
-        yield one._replace(inputs=one.inputs._replace(attn_mask=one.mask(mask)))
+        len_q, len_k = (part.stop - part.start for part in (rows, keys))
+        own = replace(problem, packed=False, batch=1, query_offset=offset, len_q=len_q, len_k=len_k)
+        center, sigma = (None if t is None else t[:, :, rows] for t in (inputs.center, inputs.sigma))
+        tensors = Inputs(
+            inputs.query[:, :, rows],
+            inputs.key[:, :, keys],
+            inputs.value[:, :, keys],
+            None if inputs.attn_mask is None else _tile(inputs.attn_mask, number, len_q, len_k),
+            seed=inputs.seed,
+            center=center,
+            sigma=sigma,
+            first=number,
+        )
+        yield Sequence(own, tensors, rows, keys)
+
+
+def _tile(mask: Tensor, number: int, len_q: int, len_k: int) -> Tensor:
+    own = (slice(number, number + 1), slice(None), slice(len_q), slice(len_k))
+    return mask[tuple(part if size > 1 else slice(None) for part, size in zip(own, mask.shape))]
 
 
 def softmax(run: Callable, problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -84,7 +93,7 @@ def backward(
     for one in sequences(problem, inputs):
         own = {name: None if tensor is None else tensor[:, :, one.rows] for name, tensor in given.items()}
         if given.get("grad_weights") is not None:
-            own["grad_weights"] = one.mask(given["grad_weights"])
+            own["grad_weights"] = one.of_mask(given["grad_weights"])
         found = run(
             one.problem, one.inputs, None if lse is None else lse[:, :, one.rows], needs_mask=needs_mask, **own
         )  # fmt: skip
@@ -92,7 +101,7 @@ def backward(
         if found.value is not None:
             grad_value[:, :, one.keys] = found.value
         if needs_mask:
-            one.mask(grad_mask).add_(found.attn_mask)
+            one.of_mask(grad_mask).add_(found.attn_mask)
         if problem.sigma:
             grad_center[:, :, one.rows], grad_sigma[:, :, one.rows] = found.center, found.sigma
     return Gradients(grad_query, grad_key, grad_value, grad_mask, grad_center, grad_sigma)

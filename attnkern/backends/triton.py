@@ -58,13 +58,13 @@ def refuses(problem: Problem) -> str | None:
 
 def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Output `(B, H, Lq, Ev)` and lse `(B, H, Lq)`; without a softmax (see `mac`) the lse stays -inf."""
+    # a backward recomputes the weights as one program makes them
+    splits = 1 if inputs.requires_grad else key_splits(problem)
     inputs = unit_stride(inputs)
     output = new_output(inputs.query, inputs.value)
     lse = inputs.query.new_full(output.shape[:-1], float("-inf"), dtype=torch.float32)
     if _is_empty(problem):
         return output.zero_(), lse
-    # a backward recomputes the weights as one program makes them
-    splits = 1 if any(tensor.requires_grad for tensor in inputs[:3]) else key_splits(problem)
     parts, parts_lse = output[None], lse[None]
     if splits > 1:
         parts, parts_lse = (lse.new_empty(splits, *tensor.shape) for tensor in (output, lse))
@@ -93,7 +93,7 @@ def key_splits(problem: Problem) -> int:
         return 1
     left, right = problem.band
     keys = problem.len_k if UNLIMITED in (left, right) else min(problem.len_k, left + problem.len_q + right)
-    idle = PROGRAMS_AT_ONCE // (problem.batch * problem.heads)
+    idle = PROGRAMS_AT_ONCE // max(1, problem.batch * problem.heads)
     return max(1, min(idle, keys // KEYS_OF_A_SPLIT, MOST_SPLITS))
 
 

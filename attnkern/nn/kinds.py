@@ -3,11 +3,13 @@
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from attnkern import checks
-from attnkern.estimators import check_probability
+from attnkern.api import hard_attention, local_attention
+from attnkern.estimators import check_probability, soft_mixture
 from attnkern.problem import UNLIMITED
+from attnkern.results import HardAttention
 
 LUONG_WINDOW = 10
 
@@ -94,6 +96,20 @@ class Hard:
 
 
 Kind = Global | Local | Hard
+
+
+def attend_hard(
+    kind: Hard, training: bool, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options
+) -> tuple[Tensor, HardAttention]:
+    """The output, a mean over the draws, and what was drawn; options are the operations' own."""
+    draws = kind.num_samples if training else None
+    how = {"deterministic": not training, "straight_through": kind.straight_through, "window": kind.window}
+    hard = hard_attention(query, key, value, mask, num_samples=draws, **how, **options)
+    if training and kind.soft_mixture:
+        # -1 on both sides is a window that holds every key
+        soft = local_attention(query, key, value, mask, window=kind.window or (UNLIMITED, UNLIMITED), **options)
+        hard = soft_mixture(hard, soft, kind.soft_mixture)
+    return hard.output if draws is None else hard.output.mean(0), hard
 
 
 def check_kind(attention: Kind) -> None:

@@ -5,10 +5,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from attnkern.api import global_attention, hard_attention, local_attention
-from attnkern.estimators import soft_mixture
+from attnkern.api import global_attention, local_attention
 from attnkern.nn.center import PredictedCenter
-from attnkern.nn.kinds import Global, Hard, Kind, Local, check_kind, predicts_center
+from attnkern.nn.kinds import Global, Hard, Kind, Local, attend_hard, check_kind, predicts_center
 from attnkern.results import HardAttention
 
 PADDING = 0  # the id of no word
@@ -121,17 +120,11 @@ class LuongAttention(nn.Module):
         kind, options = self.kind, {"scale": 1.0, "backend": self.backend}
         if isinstance(kind, Global):
             return global_attention(query, key, value, mask, **options), None
-        options |= {"window": kind.window, "query_offset": position}
+        options["query_offset"] = position
         if isinstance(kind, Local):
-            gaussian = {"center": center, "sigma": kind.width, "renormalize": kind.renormalize}
-            return local_attention(query, key, value, mask, **gaussian, **options), None
-        how = {"deterministic": not self.training, "straight_through": kind.straight_through}
-        draws = kind.num_samples if self.training else None
-        hard = hard_attention(query, key, value, mask, num_samples=draws, **how, **options)
-        if self.training and kind.soft_mixture:
-            options["window"] = kind.window or (-1, -1)  # which holds every key
-            hard = soft_mixture(hard, local_attention(query, key, value, mask, **options), kind.soft_mixture)
-        return hard.output if hard.output.dim() == 4 else hard.output.mean(0), hard
+            prior = {"window": kind.window, "center": center, "sigma": kind.width, "renormalize": kind.renormalize}
+            return local_attention(query, key, value, mask, **prior, **options), None
+        return attend_hard(kind, self.training, query, key, value, mask, **options)
 
 
 class LuongDecoder(nn.Module):

@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnkern.api import global_attention, hard_attention, local_attention
-from attnkern.estimators import soft_mixture
+from attnkern.api import global_attention, local_attention
 from attnkern.nn.center import PredictedCenter
-from attnkern.nn.kinds import Global, Hard, Kind, Local, check_kind, predicts_center, refusal
+from attnkern.nn.kinds import Global, Hard, Kind, Local, attend_hard, check_kind, predicts_center, refusal
 from attnkern.results import AuxRequest, HardAttention
 
 GLOBAL = Global()
@@ -224,30 +223,9 @@ class MultiheadAttention(nn.MultiheadAttention):
         return output, aux.weights
 
     def _attend_hard(self, query, key, value, mask, is_causal, wanted, **packing) -> tuple[Tensor, Tensor | None]:
-        kind = self.attention
-        draws = kind.num_samples if self.training else None
-        self.hard = hard_attention(
-            query,
-            key,
-            value,
-            mask,
-            is_causal,
-            num_samples=draws,
-            deterministic=not self.training,
-            straight_through=kind.straight_through,
-            window=kind.window,
-            backend=self.backend,
-            **packing,
-        )
-        if self.training and kind.soft_mixture:
-            # -1 on both sides is a window that holds every key
-            soft = local_attention(
-                query, key, value, mask, is_causal=is_causal, window=kind.window or (-1, -1), backend=self.backend
-            )
-            self.hard = soft_mixture(self.hard, soft, kind.soft_mixture)
-        output, index = self.hard.output, self.hard.index
-        weights = _shares(index, key.shape[2], wanted, query.dtype) if wanted else None
-        return output if draws is None else output.mean(0), weights
+        options = {"is_causal": is_causal, "backend": self.backend, **packing}
+        output, self.hard = attend_hard(self.attention, self.training, query, key, value, mask, **options)
+        return output, _shares(self.hard.index, key.shape[2], wanted, query.dtype) if wanted else None
 
     def _reset_parameters(self) -> None:
         # torch's __init__ ends here. The flag tells it which weights there are; False from then on keeps
