@@ -192,7 +192,7 @@ class Inputs(NamedTuple):
 
     @property
     def requires_grad(self) -> bool:
-        """Whether a backward may follow. What is sliced or copied below autograd does not know any more."""
+        """Whether a backward may follow. What is copied below autograd does not know any more."""
         return any(tensor.requires_grad for tensor in self[:3])
 
 
