@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from attnkern import mac
-from attnkern.bench import aoa, modules, peers, roofs, timing
+from attnkern.bench import aoa, modules, packed, peers, roofs, timing
 from attnkern.bench.peers import Contender
 from attnkern.bench.problems import SEED, Row
 from attnkern.bench.results import Result, Roof
 
-FAMILIES = {"module": modules, "aoa": aoa, "matmul": roofs, "copy": roofs}  # the other kinds are peers'
+FAMILIES = {"packed": packed, "module": modules, "aoa": aoa, "matmul": roofs, "copy": roofs}  # the others are peers'
 CACHE = 60 << 20  # bytes: the largest last-level cache of the devices we measure on
 MOST_SETS = 16
 

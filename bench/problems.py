@@ -14,7 +14,7 @@ TOKENS = 1 << 14  # of a whole batch on a GPU, unless one sequence is longer
 FEATURES = {"cpu": 256, "cuda": 2048}  # of all heads together
 DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 EVERYWHERE = (UNLIMITED, UNLIMITED)
-Kind = Literal["global", "local", "hard", "decode", "module", "aoa", "matmul", "copy"]
+Kind = Literal["global", "local", "hard", "decode", "packed", "module", "aoa", "matmul", "copy"]
 Phase = Literal["forward", "backward", "training"]
 KINDS, PHASES = get_args(Kind), get_args(Phase)
 SELECTOR = {"hard": "sample", "aoa": "aoa"}  # of the other kinds "softmax"
@@ -26,8 +26,9 @@ class Row:
     """One measurement, the same for every implementation of it.
 
     Attributes:
-        kind: "decode" is global attention of a query that stands at the end of a cache; "aoa" is
-            attention-over-attention, a document of `len_q` words and a question of `len_k`.
+        kind: "decode" is global attention of a query that stands at the end of a cache; "packed" of `batch` sequences
+            whose lengths go evenly from 1 to `len_q`; "aoa" is attention-over-attention, a document of `len_q` words
+            and a question of `len_k`.
         phase: what is timed: "forward" without gradients, "backward" alone, or "training", which is both.
         loss: which results the gradients come through, of hard attention: "log_prob" stands for score and lse.
     """
@@ -82,7 +83,7 @@ class Row:
             batch=self.batch, heads=self.heads, kv_heads=self.kv_heads, len_q=self.len_q, len_k=self.len_k,
             head_dim=self.head_dim, dtype=getattr(torch, self.dtype), device=device, causal=self.causal,
             window=self.window, query_offset=self.offset, selector=SELECTOR.get(self.kind, "softmax"),
-            num_samples=self.num_samples, requires_grad=self.phase != "forward",
+            num_samples=self.num_samples, requires_grad=self.phase != "forward", packed=self.kind == "packed",
         )  # fmt: skip
 
 
@@ -153,6 +154,19 @@ def decode_rows(device: str) -> list[Row]:
     ]  # fmt: skip
 
 
+def packed_rows(device: str) -> list[Row]:
+    """Heads and lengths of BERT-base, which pads to the longest sentence otherwise."""
+    heads, tokens = (12, 2 * TOKENS) if device == "cuda" else (4, TOKENS // 4)
+    return [
+        Row(
+            kind="packed", phase=phase, batch=tokens // length, heads=heads, kv_heads=heads, len_q=length, len_k=length,
+            dtype=DTYPE[device],
+        )
+        for length in (128, 512)
+        for phase in ("forward", "training")
+    ]  # fmt: skip
+
+
 def module_rows(device: str) -> list[Row]:
     """`MultiheadAttention` of BERT-base: 12 heads of 64, embeddings of 768."""
     tokens = TOKENS if device == "cuda" else TOKENS // 16
@@ -197,6 +211,7 @@ SUITES: dict[str, Callable[[str], list[Row]]] = {
     "local": local_rows,
     "hard": hard_rows,
     "decode": decode_rows,
+    "packed": packed_rows,
     "module": module_rows,
     "aoa": aoa_rows,
 }

@@ -29,6 +29,7 @@ ROWS = [
     Row(kind="hard", phase="training", loss="log_prob", **SIZES),
     Row(kind="hard", phase="backward", loss="score", num_samples=3, **SIZES),
     Row(kind="decode", causal=True, **SIZES | {"len_q": 1, "kv_heads": 1}),
+    Row(kind="packed", phase="training", batch=3, **SIZES),
     Row(kind="module", phase="training", **SIZES),
     Row(kind="aoa", phase="training", batch=2, len_q=70, len_k=9, head_dim=16, dtype="float32"),
     Row(kind="matmul", **SIZES),
