@@ -9,12 +9,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from attnkern import philox
-from attnkern.backends import banded, centered, sdpa, sequences, simpler, sparse, unnormalised
-from attnkern.backends.tiles import NEG_INF, Block, Tile, blocks, exp_
+from attnkern.backends import banded, centered, online, sampler, sdpa, sequences, simpler, sparse, unnormalised
+from attnkern.backends.online import FAR
+from attnkern.backends.tiles import NEG_INF, Block, Tile, blocks
 from attnkern.problem import Gradients, Inputs, Problem, new_output
 
-FAR = -1e4  # its exponential is 0, and 0 * FAR is not NaN
 mac = unnormalised.forward
 sparse_backward = sparse.backward
 
@@ -54,14 +53,14 @@ def _softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
         top = total = sums = None
         for keys in block.key_tiles():
             tile = block.tile(keys)
-            weights, top, total, sums = _online_step(tile.scores, top, total, sums)
+            weights, top, total, sums = online.step(tile.scores, top, total, sums)
             if (factor := tile.factor()) is not None:
                 weights *= factor
             sums = torch.bmm(weights, tile.value()) if sums is None else sums.baddbmm_(weights, tile.value())
         if sums is None:  # nothing to look at
-            top, total, sums = _online_state(block, inputs.value.shape[-1])
-        block.put_rows(output, sums.div_(_nonzero(total)))
-        block.put_rows(lse, _lse(top, total))
+            top, total, sums = online.start(block, inputs.value.shape[-1])
+        block.put_rows(output, sums.div_(online.nonzero(total)))
+        block.put_rows(lse, online.lse(top, total))
     return output, lse
 
 
@@ -156,41 +155,8 @@ def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Te
     if problem.packed:
         return sequences.sample(sample, problem, inputs)
     problem, inputs = simpler.one_offset(problem, inputs)
-    shape = inputs.query.shape[:-1]
-    draws = problem.num_samples
-    kwargs = {"dtype": problem.compute_dtype, "device": inputs.query.device}
-    index = torch.empty(draws, *shape, dtype=torch.int64, device=inputs.query.device)
-    score, lse, entropy = (
-        torch.empty(draws, *shape, **kwargs),
-        torch.empty(shape, **kwargs),
-        torch.empty(shape, **kwargs),
-    )
-    for block in _walk(problem, inputs):
-        top, total, _ = _online_state(block, 0)
-        surprise = torch.zeros_like(total)  # sum of e^(s - top) * (s - top)
-        picks = _Picks(block, draws, like=total)
-        for keys in block.key_tiles(align=philox.SAMPLE_BLOCK):
-            scores = block.tile(keys).scores
-            new_top = torch.maximum(top, scores.amax(-1, keepdim=True))
-            drop = (top - new_top).clamp_(min=FAR)
-            decay = drop.exp()
-            distance = (scores - new_top).clamp_(min=FAR)
-            mass = exp_(distance.clone())
-            surprise = decay * (surprise + drop * total) + distance.mul_(mass).sum(-1, keepdim=True)
-            before = total * decay
-            total = before + mass.sum(-1, keepdim=True)
-            top = new_top
-            if problem.selector == "argmax":
-                picks.take_highest(scores, keys)
-            else:
-                picks.take_sampled(scores, mass, before, keys)
-        row_lse = _lse(top, total)
-        block.put_rows(lse, row_lse)
-        block.put_rows(entropy, (_nonzero(total).log() - surprise / _nonzero(total)).squeeze(-1))
-        for r in range(draws):
-            block.put_rows(index[r], picks.index[r])
-            block.put_rows(score[r], picks.score[r])
-    return sparse.gather(inputs, index), index, score, lse, entropy
+    index, *rest = sampler.draw(problem, inputs, _walk(problem, inputs))
+    return sparse.gather(inputs, index), index, *rest
 
 
 class _RowTerms:
@@ -258,90 +224,8 @@ class _RowTerms:
         return gradient, factor
 
 
-class _Picks:
-    """The keys each query of a block has drawn so far: `(S, n, rows)`."""
-
-    def __init__(self, block: Block, draws: int, like: Tensor):
-        shape = (draws, *like.shape[:-1])
-        self.block, self.draws = block, draws
-        self.index = torch.full(shape, -1, dtype=torch.int64, device=like.device)
-        self.score = torch.zeros(shape, dtype=like.dtype, device=like.device)
-
-    def take_highest(self, scores: Tensor, keys: tuple[int, int]) -> None:
-        top, column = scores.amax(-1), scores.argmax(-1)
-        better = (top > self.score) | ((self.index < 0) & (top > NEG_INF))
-        self.index = torch.where(better, column + keys[0], self.index)
-        self.score = torch.where(better, top, self.score)
-
-    def take_sampled(self, scores: Tensor, mass: Tensor, before: Tensor, keys: tuple[int, int]) -> None:
-        """Draws from the blocks of 64 keys of one tile, all at once.
-
-        before: the mass of all earlier keys, `(n, rows, 1)`, on the tile's own scale.
-        """
-        size = philox.SAMPLE_BLOCK
-        padding = -mass.shape[-1] % size
-        mass = torch.nn.functional.pad(mass, (0, padding)).unflatten(-1, (-1, size))
-        block_mass = mass.sum(-1)
-        target = self._uniforms(keys) * (before + philox.running_sum(block_mass))
-        filled = block_mass > 0
-        first = filled & (filled.cumsum(-1) == 1) & (self.index < 0).unsqueeze(-1)
-        taken = (filled & (target < block_mass)) | first
-        # the last block taken is where the sample stays; most rows take none
-        number = torch.arange(1, block_mass.shape[-1] + 1, device=mass.device)
-        winner = (taken * number).amax(-1)
-        draw, n, row = winner.nonzero(as_tuple=True)
-        if len(draw) == 0:
-            return
-        column = winner[draw, n, row] - 1
-        inside = mass[n, row, column]
-        reached = (philox.running_sum(inside) <= target[draw, n, row, column].unsqueeze(-1)).sum(-1)
-        last = torch.where(inside > 0, torch.arange(size, device=mass.device), -1).amax(-1)
-        column = column * size + torch.minimum(reached, last)
-        self.index[draw, n, row] = column + keys[0]
-        self.score[draw, n, row] = scores[n, row, column]
-
-    def _uniforms(self, keys: tuple[int, int]) -> Tensor:
-        problem, block = self.block.problem, self.block
-        device = block.inputs.query.device
-        size = philox.SAMPLE_BLOCK
-        numbers = torch.arange(keys[0] // size, -(-keys[1] // size), device=device)
-        u = philox.sample_uniforms(
-            block.inputs.seed, torch.arange(*block.rows, device=device), block.batch_heads(), numbers, self.draws
-        )
-        return u.flatten(2, 3).to(problem.compute_dtype)
-
-
 def _walk(problem: Problem, inputs: Inputs) -> Iterator[Block]:
     return centered.blocks(problem, inputs) if problem.center else blocks(problem, inputs)
-
-
-def _online_state(block: Block, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Running maximum (finite, so that differences are), running sum, running weighted values."""
-    shape = block.query.shape[:-1]
-    top = block.query.new_full((*shape, 1), torch.finfo(block.query.dtype).min)
-    return top, torch.zeros_like(top), block.query.new_zeros(*shape, width)
-
-
-def _online_step(
-    scores: Tensor, top: Tensor | None, total: Tensor | None, sums: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """One tile of the online softmax: unnormalised weights (in the scores' memory) and the new state, None at first."""
-    new_top = scores.amax(-1, keepdim=True)
-    new_top = new_top.clamp_(min=torch.finfo(scores.dtype).min) if top is None else torch.maximum(top, new_top)
-    weights = exp_(scores.sub_(new_top))
-    tile_total = weights.sum(-1, keepdim=True)
-    if top is None:
-        return weights, new_top, tile_total, None
-    decay = (top - new_top).exp_()
-    return weights, new_top, total * decay + tile_total, sums.mul_(decay)
-
-
-def _nonzero(total: Tensor) -> Tensor:
-    return torch.where(total > 0, total, 1.0)
-
-
-def _lse(top: Tensor, total: Tensor) -> Tensor:
-    return torch.where(total > 0, top + _nonzero(total).log(), NEG_INF).squeeze(-1)
 
 
 def _finite(lse: Tensor) -> Tensor:
