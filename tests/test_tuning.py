@@ -5,9 +5,10 @@ import json
 
 import pytest
 import torch
+from triton.runtime.errors import OutOfResources
 
 from attnkern import Problem
-from attnkern.backends import tuning
+from attnkern.backends import launching, tuning
 from attnkern.backends.tuning import Config
 
 PROBLEM = Problem(len_q=4096, head_dim=64, dtype=torch.float16, device="cuda")
@@ -91,6 +92,43 @@ def test_nothing_fits_leaves_the_default(monkeypatch):
     monkeypatch.setenv("ATTNKERN_TUNE", "1")
     with pytest.warns(UserWarning):
         assert choose()[0] == Config(*tuning.candidates("softmax_forward", PROBLEM, 90)[0])
+
+
+class Kernel:
+    """Runs with some configs; with others a multiprocessor's memory is too small."""
+
+    __name__ = "softmax_forward"
+    arg_names = ("query", "BLOCK_M", "BLOCK_N")
+
+    def __init__(self, *fit: Config):
+        self.fit, self.tried = fit, []
+
+    def __getitem__(self, grid):
+        return self.run
+
+    def run(self, query, BLOCK_M, BLOCK_N, num_warps, num_stages):
+        self.tried.append(Config(BLOCK_M, BLOCK_N, num_warps, num_stages))
+        if self.tried[-1] not in self.fit:
+            raise OutOfResources(300000, 232448, "shared memory")
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(launching, "INTERPRETED", False)
+    monkeypatch.setattr(launching, "_gpu", lambda: ("GPU", 90))
+
+
+def test_a_tile_that_does_not_fit_gives_way_to_one_that_does(as_on_a_gpu):
+    row = tuning.candidates("softmax_forward", PROBLEM, 90)
+    kernel = Kernel(row[2])
+    for _ in range(2):  # the second launch knows
+        launching.launch(kernel, lambda _: 1, PROBLEM, {"query": torch.zeros(1)})
+    assert kernel.tried == [row[0], row[1], row[2], row[2]]
+
+
+def test_where_no_tile_fits_triton_says_so(as_on_a_gpu):
+    with pytest.raises(OutOfResources):
+        launching.launch(Kernel(), lambda _: 1, PROBLEM, {"query": torch.zeros(1)})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

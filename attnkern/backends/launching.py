@@ -1,12 +1,15 @@
 """From a `Problem` and its tensors to a Triton launch: a kernel's arguments, its tiles, its programs."""
 
+import contextlib
 import os
+from collections.abc import Callable
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # scale and subtract in one instruction
 
 import torch
 import triton
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 from attnkern import philox
 from attnkern.backends import tuning
@@ -33,7 +36,12 @@ def launch(kernel, programs, problem: Problem, arguments: dict) -> None:
         kernel[(programs(config),)](**arguments, **tiles, num_warps=config.num_warps, num_stages=config.num_stages)
 
     with on_device_of(device_of):
-        run(config_of(kernel, problem, run))
+        config = config_of(kernel, problem, run)
+        try:
+            run(config)
+        except OutOfResources:
+            if not _runs_otherwise(kernel, problem, config, run):
+                raise
 
 
 def config_of(kernel, problem: Problem, run=None) -> tuning.Config:
@@ -43,10 +51,28 @@ def config_of(kernel, problem: Problem, run=None) -> tuning.Config:
     def measure(config: tuning.Config) -> float:
         return triton.testing.do_bench(lambda: run(config), warmup=5, rep=20)
 
-    major, minor = torch.cuda.get_device_capability()
+    name, capability = _gpu()
     if run is None:
-        return tuning.candidates(kernel.__name__, problem, 10 * major + minor)[0]
-    return tuning.config(kernel.__name__, problem, torch.cuda.get_device_name(), 10 * major + minor, measure)
+        return tuning.candidates(kernel.__name__, problem, capability)[0]
+    return tuning.config(kernel.__name__, problem, name, capability, measure)
+
+
+def _runs_otherwise(kernel, problem: Problem, config: tuning.Config, run: Callable[[tuning.Config], None]) -> bool:
+    """Whether the kernel ran with another config of its row, where one does not fit a multiprocessor; that is kept."""
+    name, capability = _gpu()
+    for other in tuning.candidates(kernel.__name__, problem, capability):
+        if other != config:
+            with contextlib.suppress(OutOfResources):
+                run(other)
+                tuning.keep(kernel.__name__, problem, name, other)
+                return True
+    return False
+
+
+def _gpu() -> tuple[str, int]:
+    """Name and compute capability: 80, 90, 100, ..."""
+    major, minor = torch.cuda.get_device_capability()
+    return torch.cuda.get_device_name(), 10 * major + minor
 
 
 def arguments_of(problem: Problem, inputs: Inputs) -> dict:

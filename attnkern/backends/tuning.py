@@ -89,6 +89,16 @@ HOPPER_UNNORMALISED: Table = {
     "softmax_forward": HOPPER["softmax_forward"] | {128: HOPPER["softmax_forward"][128][1:]},
 }
 
+# which weights stay takes registers, and memory to bring it into their order
+HOPPER_DROPOUT: Table = {
+    "softmax_forward": {
+        64: (Config(128, 64, 8, 3), Config(64, 64, 4, 3)),
+        128: (Config(128, 64, 8, 3), Config(64, 64, 4, 3)),
+        256: (Config(128, 32, 8, 2), Config(64, 64, 8, 2)),
+    },
+    "backward_key_value": HOPPER["backward_key_value"] | {128: (Config(32, 128, 8, 2), Config(32, 64, 4, 2))},
+}
+
 # a mask takes a tile of the loop's memory as well
 MASKED: Table = {
     "softmax_forward": {
@@ -171,6 +181,8 @@ def candidates(kernel: str, problem: Problem, capability: int) -> tuple[Config, 
             rows |= HOPPER_UNNORMALISED
         if problem.packed and capability != 90:
             rows |= PACKED
+        if problem.dropout_p and capability == 90:
+            rows |= HOPPER_DROPOUT
         if problem.mask:
             rows |= MASKED | (HOPPER_MASKED if capability == 90 else {})
         if problem.len_q <= FEWEST_ROWS:
@@ -195,9 +207,14 @@ def config(
     if _known().get(place) in row or len(row) == 1 or os.environ.get("ATTNKERN_TUNE") != "1":
         return settled(kernel, problem, device_name, capability)
     best = _fastest(row, measure)
-    _known()[place] = best
+    keep(kernel, problem, device_name, best)
     cache.add(FILE, place, best)
     return best
+
+
+def keep(kernel: str, problem: Problem, device_name: str, config: Config) -> None:
+    """From now on, in this process, `config` it is."""
+    _known()[_place(kernel, problem, device_name)] = config
 
 
 def settled(kernel: str, problem: Problem, device_name: str, capability: int) -> Config:
@@ -225,8 +242,8 @@ def _place(kernel: str, problem: Problem, device_name: str) -> str:
     bounded = f"{left != UNLIMITED:d}{right != UNLIMITED:d}"
     choices = f"{problem.mask} {bool(problem.softcap):d}{bool(problem.dropout_p):d} {problem.group}"
     dims = f"{problem.head_dim}/{problem.value_dim} {str(problem.dtype).removeprefix('torch.')}"
-    centered = " centered" if problem.center else ""
-    return f"{device_name} {kernel} {dims} {rounded} {bounded} {choices}{centered}"
+    kinds = "".join(f" {name}" for name, there in (("centered", problem.center), ("packed", problem.packed)) if there)
+    return f"{device_name} {kernel} {dims} {rounded} {bounded} {choices}{kinds}"
 
 
 @functools.cache
