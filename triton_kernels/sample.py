@@ -103,7 +103,7 @@ def sample_forward(
                 target = uniform(word) * total[:, None]
                 # the first block with any mass is always taken; rounding must not lose it
                 taken = (block_mass > 0)[:, None] & ((target < block_mass[:, None]) | (picked < 0))
-                if tl.max(tl.max(taken.to(tl.int32), 1), 0) > 0:
+                if tl.max(taken.to(tl.int32)) > 0:  # nested, Triton 3.6 cannot compile it for sm_100
                     running = tl.cumsum(mass, 1)
                     final = tl.max(tl.where(mass > 0, columns[None, :], -1), 1)
                     for draw in tl.static_range(SAMPLES):
