@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attnkern
 from attnkern import UnsupportedProblem, attention_over_attention, mac, reference
+from attnkern.backends import aoa_shared
 from tests.cases import compare
 
 HALF, BF16, FP32, FP64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -71,6 +72,27 @@ def test_budget(backend, dtype, case, device, poisoned_memory, monkeypatch):
     for name, result in got.items():
         error = compare(result, exact[name], naive[name])
         assert error is None, f"{name}: {error}"
+
+
+@pytest.mark.parametrize(("distance", "shares"), [(0.0, True), (30.0, True), (90.0, False), (3e4, False)])
+@pytest.mark.parametrize("place", ["document", "question"])
+def test_words_far_below_the_others(place, distance, shares, monkeypatch):
+    """Both softmaxes share their exponentials where no row or column of scores lies too far below."""
+    pair = dict(zip(("document", "question"), tensors(2, 70, 9, 8)))
+    one = {"document": "question", "question": "document"}[place]
+    pair[one][..., 0], pair[place][..., 0], pair[place][:, 3, 0] = 1.0, 0.0, -distance
+    taken = []
+    for name in ("forward", "backward"):
+        function = getattr(aoa_shared, name)
+        monkeypatch.setattr(
+            aoa_shared, name, lambda *given, function=function: taken.append(function(*given)) or taken[-1]
+        )
+    got = results(on("blocked"), *pair.values(), None, None)
+    assert taken == [shares, shares]
+    exact = results(reference.attention_over_attention, *(tensor.double() for tensor in pair.values()), None, None)
+    naive = results(reference.attention_over_attention, *pair.values(), None, None)
+    for name, result in got.items():
+        assert (error := compare(result, exact[name], naive[name])) is None, f"{name}: {error}"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

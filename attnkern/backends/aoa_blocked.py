@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from attnkern.backends import aoa_shared
 from attnkern.backends.tiles import NEG_INF, TILE_BYTES, TILE_BYTES_ELSEWHERE, exp_
 
 FEWEST_WORDS = 16  # of the document in a tile
@@ -28,6 +29,8 @@ def forward(
     column_lse = question.new_empty(question.shape[:2], dtype=dtype)
     beta = torch.empty_like(column_lse)
     for pair in _pairs(document, question, document_mask, question_mask):
+        if pair.may_ask and aoa_shared.forward(pair, attention, row_lse, column_lse, beta):
+            continue
         top = pair.new_columns(torch.finfo(dtype).min)
         total, sums = pair.new_columns(0.0), pair.new_columns(0.0)
         for words in pair.tiles:
@@ -68,6 +71,8 @@ def backward(
     """
     grad_document, grad_question = torch.empty_like(document), torch.empty_like(question)
     for pair in _pairs(document, question, document_mask, question_mask):
+        if pair.may_ask and aoa_shared.backward(pair, grad_document, grad_question, grad, row_lse, column_lse, beta):
+            continue
         grad_columns, total = pair.new_columns(0.0), pair.new_columns(0.0)  # g
         columns, weights = pair.take(column_lse).mT, pair.take(beta).mT
         for words in pair.tiles:
@@ -75,7 +80,7 @@ def backward(
             by_column = _exponential(scores, columns, pair.tile(1, words))
             grad_columns += pair.take(grad, words).mT @ by_column
             total += by_column.sum(1, keepdim=True)
-        # the lse was rounded: its softmax adds up to not quite 1
+        # the lse was rounded: its softmax adds up to not quite 1, and neither does a row's
         grad_columns /= _nonzero(total)
         weights = weights / _nonzero(total)
         mean, product = grad_columns / pair.count, -grad_columns * weights
@@ -85,10 +90,11 @@ def backward(
                 scores = pair.scores(words)
                 by_column = _exponential(scores, columns, pair.tile(1, words))
             by_row = _exponential(scores, pair.take(row_lse, words), out=scores)
+            by_row /= _nonzero(by_row.sum(2, keepdim=True))
             work = pair.tile(2, words)
             by_row *= torch.sub(mean, by_row @ mean.mT, out=work)
             grad_scores = by_row.addcmul_(by_column, torch.addcmul(product, pair.take(grad, words), weights, out=work))
-            pair.put(grad_document, grad_scores @ pair.question, words)
+            pair.put_product(grad_document, grad_scores, pair.question, words)
             sums.baddbmm_(grad_scores.mT, pair.document(words))
         pair.put(grad_question, sums)
     return grad_document, grad_question
@@ -113,7 +119,9 @@ class _Pair:
         length = document.shape[1]
         self.tiles = [(begin, min(begin + longest, length)) for begin in range(0, length, longest)]
         self.is_one_tile = len(self.tiles) == 1
+        self.may_ask = space.is_cpu  # what numbers are like; a GPU would be stopped for it
         self._hidden = self._bias = None
+        self.seen = self.new_columns(1.0)  # 0 for hidden words of the question
         self.count = length  # words of a document, at least 1; of each, `(n, 1, 1)`, with a mask
         if document_mask is not None:
             self._hidden = ~document_mask[batch, :, None]
@@ -122,11 +130,22 @@ class _Pair:
             hidden = ~question_mask[batch, None]
             self.question = self.question.masked_fill(hidden.mT, 0.0)
             self._bias = self.new_columns(0.0).masked_fill_(hidden, NEG_INF)
+            self.seen.masked_fill_(hidden, 0.0)
 
     def document(self, words: Words) -> Tensor:
         """A tile of the documents, `(n, words, E)`; hidden words are 0, whatever they hold."""
         tile = self._document[self.batch, slice(*words)].to(self._space.dtype)
         return tile if self._hidden is None else tile.masked_fill(self._hidden[:, slice(*words)], 0.0)
+
+    def hidden(self, words: Words) -> Tensor:
+        """1 for hidden words of the document, else 0: `(n, words, 1)`, or `(1, 1, 1)` without a mask."""
+        if self._hidden is None:
+            return self._space.new_zeros(1, 1, 1)
+        return self._hidden[:, slice(*words)].to(self._space.dtype)
+
+    def products(self, words: Words) -> Tensor:
+        """`(n, words, Lq)`, in memory of its own; 0 at hidden words."""
+        return torch.bmm(self.document(words), self.question.mT, out=self.tile(0, words))
 
     def scores(self, words: Words) -> Tensor:
         """`(n, words, Lq)`, in memory of its own; -inf at hidden words."""
@@ -157,6 +176,14 @@ class _Pair:
         """Writes the pair's part of `(B, L, ...)`."""
         place = tensor[self.batch, slice(*words)]
         place.copy_(part.view(place.shape))
+
+    def put_product(self, tensor: Tensor, left: Tensor, right: Tensor, words: Words) -> None:
+        """Writes `left @ right`, without a copy where the dtypes agree."""
+        place = tensor[self.batch, slice(*words)]
+        if place.dtype == left.dtype:
+            torch.bmm(left, right, out=place)
+        else:
+            place.copy_(left @ right)
 
 
 def tile(length: int, width: int, dtype: torch.dtype, device: str) -> tuple[int, int]:

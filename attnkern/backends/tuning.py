@@ -90,6 +90,11 @@ HOPPER_UNNORMALISED: Table = {
 }
 
 # which weights stay takes registers, and memory to bring it into their order
+DROPOUT: Table = {
+    "softmax_forward": SIXTEEN_BIT["softmax_forward"] | {128: (Config(64, 64, 8, 2), Config(64, 64, 4, 3))},
+    "backward_query": SIXTEEN_BIT["backward_query"] | {64: (Config(64, 64, 8, 2), Config(128, 64, 8, 2))},
+}
+
 HOPPER_DROPOUT: Table = {
     "softmax_forward": {
         64: (Config(128, 64, 8, 3), Config(64, 64, 4, 3)),
@@ -181,8 +186,8 @@ def candidates(kernel: str, problem: Problem, capability: int) -> tuple[Config, 
             rows |= HOPPER_UNNORMALISED
         if problem.packed and capability != 90:
             rows |= PACKED
-        if problem.dropout_p and capability == 90:
-            rows |= HOPPER_DROPOUT
+        if problem.dropout_p:
+            rows |= HOPPER_DROPOUT if capability == 90 else DROPOUT
         if problem.mask:
             rows |= MASKED | (HOPPER_MASKED if capability == 90 else {})
         if problem.len_q <= FEWEST_ROWS:
