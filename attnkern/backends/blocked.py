@@ -208,8 +208,8 @@ class _RowTerms:
 
     def _add_to_gaussian(self, tile: Tile, part: Tensor) -> None:
         distance, square = tile.gaussian
-        self.grad_center = self.grad_center + (part * distance).sum(-1, keepdim=True)
-        self.grad_sigma = self.grad_sigma + (part * square).sum(-1, keepdim=True)
+        self.grad_center = self.grad_center + torch.linalg.vecdot(part, distance).unsqueeze(-1)
+        self.grad_sigma = self.grad_sigma + torch.linalg.vecdot(part, square).unsqueeze(-1)
 
     def _weight_gradient(self, tile: Tile) -> tuple[Tensor | None, Tensor | None]:
         """`g`, the gradient to the softmax's weights, and what multiplies them; None if absent."""

@@ -59,14 +59,16 @@ class CenteredBlock(Block):
         end = torch.full_like(last, problem.len_k)
         if right != UNLIMITED:
             end = torch.minimum((last + right + 1).clamp(min=0), end)
-        self._begin, self._end = begin, torch.maximum(begin, end)  # of the keys in sight, (b, h, runs, 1)
-        self._anchors = anchors - begin
-        self.keys = 0, int((self._end - begin).max())
+        end = torch.maximum(begin, end)
         gaps = (begin >= end).any()
+        self.keys = 0, int((end - begin).max())
+        # of the keys in sight, (b, h, runs, 1); all runs take as many, from the first or, near the end, from before it
+        self._first, self._end, self._begin = begin, end, begin.clamp(max=problem.len_k - self.keys[1])
+        self._anchors = anchors - self._begin
         if UNLIMITED not in (left, right):
             gaps = gaps | (anchors.diff(dim=-1) > left + right + 1).any()
         self._has_gaps = problem.causal or bool(gaps)
-        self._bands, self._numbers_found = {}, {}
+        self._bands, self._numbers_found, self._out_of_sight_found = {}, {}, {}
 
     def take_rows(self, tensor: Tensor) -> Tensor:
         index = self._batch_index, self._head_index, self._row_index
@@ -80,7 +82,17 @@ class CenteredBlock(Block):
             rows.index_copy_(0, self._row_numbers(tensor, index, None), part.view(-1, *tensor.shape[3:]))
 
     def take_keys(self, tensor: Tensor, keys: tuple[int, int]) -> Tensor:
-        return self._take(tensor, self._places(keys), keys).to(self.problem.compute_dtype)
+        """A tile; keys out of their run's sight are 0."""
+        batch, head, number = self._places(keys)
+        if (rows := _memory_rows(tensor)) is None:
+            taken = tensor[batch, head, number].flatten(0, 2)
+        else:  # a run's keys lie at equal distances in memory: copied together
+            count, width, step = number.shape[-1], rows.stride(0), tensor.stride(2)
+            shape = len(rows) - (count - 1) * step // width, count, *rows.shape[1:]
+            windows = rows.as_strided(shape, (width, step, *rows.stride()[1:]))
+            taken = windows.index_select(0, self._row_numbers(tensor, (batch, head, number[..., :1]), keys[0]))
+        taken.flatten(0, 1).index_fill_(0, self._out_of_sight(keys), 0.0)
+        return taken.to(self.problem.compute_dtype)
 
     def add_keys(self, tensor: Tensor, keys: tuple[int, int], part: Tensor) -> None:
         rows = tensor.view(-1, tensor.shape[-1])
@@ -109,6 +121,9 @@ class CenteredBlock(Block):
             excess = (2 * column - (first + last)).abs_().sub_(last - first).clamp_(min=0)
             self._bands[keys] = excess.mul_(-torch.finfo(dtype).max)
         return self._bands[keys]
+
+    def take_band(self, keys: tuple[int, int]) -> Tensor:
+        return self._bands.pop(keys)
 
     def reached(self, keys: tuple[int, int], bias: Tensor | None) -> Tensor | None:
         if bias is None and not self._has_gaps:
@@ -163,9 +178,16 @@ class CenteredBlock(Block):
         return torch.arange(*keys, device=self._begin.device) + self._begin
 
     def _places(self, keys: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices of batch elements, key heads and keys; past the end stands the last key in sight."""
-        number = torch.minimum(self._numbers(keys), self._end - 1).clamp(min=0)
-        return self._batch_index, self._head_index // self.problem.group, number
+        """Indices of batch elements, key heads and keys."""
+        return self._batch_index, self._head_index // self.problem.group, self._numbers(keys)
+
+    def _out_of_sight(self, keys: tuple[int, int]) -> Tensor:
+        """Keys of a tile before the first or past the last of their run's: numbers among all runs' keys."""
+        if keys not in self._out_of_sight_found:
+            number = self._numbers(keys)
+            outside = (number < self._first).logical_or_(number >= self._end)
+            self._out_of_sight_found[keys] = outside.flatten().nonzero().squeeze(1)
+        return self._out_of_sight_found[keys]
 
     def _mask_places(self, tensor: Tensor, keys: tuple[int, int]) -> tuple[Tensor, ...]:
         batch, head = self._batch_index.unsqueeze(-1), self._head_index.unsqueeze(-1)
@@ -179,8 +201,8 @@ class CenteredBlock(Block):
         taken = rows.index_select(0, self._row_numbers(tensor, index, keys))
         return taken.view(-1, index[2].shape[-1], *tensor.shape[3:])
 
-    def _row_numbers(self, tensor: Tensor, index: tuple[Tensor, ...], keys: tuple[int, int] | None) -> Tensor:
-        """Which of `_memory_rows` are those of `index`, the places of `keys` or else the queries."""
+    def _row_numbers(self, tensor: Tensor, index: tuple[Tensor, ...], keys: tuple[int, int] | int | None) -> Tensor:
+        """Which of `_memory_rows` are those of `index`: the places of `keys`, of a tile's first key, or the queries."""
         width = tensor.shape[3:].numel()
         strides = [stride // width for stride in tensor.stride()[:3]]
         if (found := (keys, *strides)) not in self._numbers_found:
@@ -200,10 +222,12 @@ def blocks(problem: Problem, inputs: Inputs) -> Iterator[CenteredBlock]:
     size = torch.finfo(problem.compute_dtype).bits // 8
     budget = TILE_BYTES.get(problem.device, TILE_BYTES_ELSEWHERE)
     together = max(1, budget // (size * rows * max(1, span)))  # runs
-    heads_at_once = min(together, problem.heads)
-    batches_at_once = min(max(1, together // problem.heads), problem.batch)
-    runs = max(1, together // (heads_at_once * batches_at_once))
     whole = problem.len_q // rows * rows
+    of_a_head = max(1, whole // rows)  # one head's lie close together in memory
+    heads_at_once = min(-(-together // of_a_head), problem.heads)
+    batches_at_once = min(max(1, together // (problem.heads * of_a_head)), problem.batch)
+    runs = max(1, together // (heads_at_once * batches_at_once))
+    runs = -(-of_a_head // -(-of_a_head // runs))  # alike many in every block
     common = _order(inputs.center, rows), gaussians(problem, inputs)
     for b in range(0, problem.batch, batches_at_once):
         batch = slice(b, min(b + batches_at_once, problem.batch))

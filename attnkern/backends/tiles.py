@@ -135,6 +135,10 @@ class Block:
             self._bands[shape] = band.masked_fill_(outside, NEG_INF).repeat(self.problem.group, 1)
         return self._bands[shape]
 
+    def take_band(self, keys: tuple[int, int]) -> Tensor | None:
+        """The memory of a band that nobody needs any more; None if others do."""
+        return None
+
     def reached(self, keys: tuple[int, int], bias: Tensor | None) -> Tensor | None:
         """Keys of a tile that some query may look at: bool `(n, keys, 1)`; None for all."""
         if bias is None:
@@ -177,7 +181,7 @@ class Tile:
         elif band is None:
             self.scores = torch.bmm(query, key).mul_(problem.scale)
         else:  # the product adds the band at no cost
-            self.scores = torch.baddbmm(band, query, key, alpha=problem.scale)
+            self.scores = torch.baddbmm(band, query, key, alpha=problem.scale, out=block.take_band(keys))
         if bias is not None:
             block.as_heads(self.scores).add_(bias)
         if problem.renormalize:
