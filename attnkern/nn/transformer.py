@@ -128,7 +128,9 @@ class Transformer(nn.Module):
         bias = _between(self.decoder_bias, 1, state.cache.shape[4], state.position)
         for n, layer in enumerate(self.decoder):
             written = layer(written, state.memory[:, n], state.real, bias, state.position, state.cache[:, n])
-        return self.score(written)[:, 0], state._replace(position=state.position + 1)
+        return self.score(written)[:, 0], DecoderState(
+            state.position + 1, *state[1:]
+        )  # torch 2.11 compiles no _replace
 
     def align(self, source: Tensor, target: Tensor) -> Tensor:
         """Where each word looked, by layer and head: weights `(B, layers, H, T, S)`."""
