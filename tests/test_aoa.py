@@ -77,8 +77,9 @@ def test_budget(backend, dtype, case, device, poisoned_memory, monkeypatch):
 @pytest.mark.parametrize(("distance", "shares"), [(0.0, True), (30.0, True), (90.0, False), (3e4, False)])
 @pytest.mark.parametrize("place", ["document", "question"])
 def test_words_far_below_the_others(place, distance, shares, monkeypatch):
-    """Both softmaxes share their exponentials where no row or column of scores lies too far below."""
+    """Both softmaxes share their exponentials where no row or column of scores lies too far below, high as they are."""
     pair = dict(zip(("document", "question"), tensors(2, 70, 9, 8)))
+    pair["document"][..., 1] = pair["question"][..., 1] = 10.0
     one = {"document": "question", "question": "document"}[place]
     pair[one][..., 0], pair[place][..., 0], pair[place][:, 3, 0] = 1.0, 0.0, -distance
     taken = []
@@ -93,6 +94,17 @@ def test_words_far_below_the_others(place, distance, shares, monkeypatch):
     naive = results(reference.attention_over_attention, *pair.values(), None, None)
     for name, result in got.items():
         assert (error := compare(result, exact[name], naive[name])) is None, f"{name}: {error}"
+
+
+@pytest.mark.parametrize("backend", ["blocked", "triton"])
+@pytest.mark.parametrize("held", [3.0, 1e30, float("inf"), float("nan")])
+def test_hidden_words_hold_anything(held, backend, device):
+    document, question, *masks = tensors(2, 70, 9, 8, masked=True, device=device)
+    masks[0][0, ::2] = masks[1][1, 1:4] = True
+    expected = results(on(backend), document, question, *masks)
+    filled = [words.masked_fill(~mask[..., None], held) for words, mask in zip((document, question), masks)]
+    for name, result in results(on(backend), *filled, *masks).items():
+        torch.testing.assert_close(result, expected[name], msg=name)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

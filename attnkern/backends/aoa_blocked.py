@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnkern.backends import aoa_shared
-from attnkern.backends.tiles import NEG_INF, TILE_BYTES, TILE_BYTES_ELSEWHERE, exp_
+from attnkern.backends.tiles import LOG2E, NEG_INF, TILE_BYTES, TILE_BYTES_ELSEWHERE, exp_
 
 FEWEST_WORDS = 16  # of the document in a tile
 Words = tuple[int, int]  # `[begin, end)`
@@ -21,7 +21,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The attention `(B, Ld)`, the lse of rows `(B, Ld)` and columns `(B, Lq)`, and beta `(B, Lq)`.
 
-    The lse is 0 where there is nothing to sum.
+    The lse is some finite number where there is nothing to sum.
     """
     dtype = torch.promote_types(document.dtype, torch.float32)
     attention = document.new_empty(document.shape[:2])
@@ -71,7 +71,7 @@ def backward(
     """
     grad_document, grad_question = torch.empty_like(document), torch.empty_like(question)
     for pair in _pairs(document, question, document_mask, question_mask):
-        if pair.may_ask and aoa_shared.backward(pair, grad_document, grad_question, grad, row_lse, column_lse, beta):
+        if pair.may_ask and aoa_shared.backward(pair, grad_document, grad_question, grad, beta):
             continue
         grad_columns, total = pair.new_columns(0.0), pair.new_columns(0.0)  # g
         columns, weights = pair.take(column_lse).mT, pair.take(beta).mT
@@ -121,31 +121,39 @@ class _Pair:
         self.is_one_tile = len(self.tiles) == 1
         self.may_ask = space.is_cpu  # what numbers are like; a GPU would be stopped for it
         self._hidden = self._bias = None
-        self.seen = self.new_columns(1.0)  # 0 for hidden words of the question
+        self._is_finite = False  # then hidden words need not become 0
         self.count = length  # words of a document, at least 1; of each, `(n, 1, 1)`, with a mask
+        self.hidden_rows, self.hidden_columns = self.question.new_zeros(1, length, 1), self.new_columns(0.0)  # 1 there
         if document_mask is not None:
             self._hidden = ~document_mask[batch, :, None]
+            self._is_finite = self.may_ask and bool(document[batch].sum(dtype=space.dtype).isfinite())
             self.count = document_mask[batch].sum(1).clamp(min=1)[:, None, None]
+            self.hidden_rows = self._hidden.to(space.dtype)
         if question_mask is not None:
             hidden = ~question_mask[batch, None]
             self.question = self.question.masked_fill(hidden.mT, 0.0)
+            self.hidden_columns = hidden.to(space.dtype)
             self._bias = self.new_columns(0.0).masked_fill_(hidden, NEG_INF)
-            self.seen.masked_fill_(hidden, 0.0)
 
     def document(self, words: Words) -> Tensor:
-        """A tile of the documents, `(n, words, E)`; hidden words are 0, whatever they hold."""
+        """A tile of the documents, `(n, words, E)`; hidden words are finite, whatever they hold."""
         tile = self._document[self.batch, slice(*words)].to(self._space.dtype)
-        return tile if self._hidden is None else tile.masked_fill(self._hidden[:, slice(*words)], 0.0)
+        if self._hidden is None or self._is_finite:
+            return tile
+        return tile.masked_fill(self._hidden[:, slice(*words)], 0.0)
 
-    def hidden(self, words: Words) -> Tensor:
-        """1 for hidden words of the document, else 0: `(n, words, 1)`, or `(1, 1, 1)` without a mask."""
-        if self._hidden is None:
-            return self._space.new_zeros(1, 1, 1)
-        return self._hidden[:, slice(*words)].to(self._space.dtype)
+    def top(self) -> Tensor:
+        """About as high as scores reach, `(n, 1, 1)`: the largest of the first word seen."""
+        words = self._document[self.batch]
+        first = words[:, :1] if self._hidden is None else words.take_along_dim(self._hidden.int().argmin(1, True), 1)
+        return (first.to(self._space.dtype) @ self.question.mT).amax(2, keepdim=True)
 
-    def products(self, words: Words) -> Tensor:
-        """`(n, words, Lq)`, in memory of its own; 0 at hidden words."""
-        return torch.bmm(self.document(words), self.question.mT, out=self.tile(0, words))
+    def exponentials(self, words: Words, top: Tensor) -> Tensor:
+        """`exp(scores - top)`, `(n, words, Lq)`, in memory of its own; 0 for hidden words."""
+        bias = top * -LOG2E if self._bias is None else top * -LOG2E + self._bias
+        scores = torch.bmm(self.document(words), self.question.mT, out=self.tile(0, words))
+        masses = torch.add(bias, scores, alpha=LOG2E, out=scores).exp2_()
+        return masses if self._hidden is None else masses.masked_fill_(self._hidden[:, slice(*words)], 0.0)
 
     def scores(self, words: Words) -> Tensor:
         """`(n, words, Lq)`, in memory of its own; -inf at hidden words."""
