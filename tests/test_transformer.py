@@ -155,6 +155,11 @@ def test_no_source(source):
         build()(source.long(), torch.ones(2, 3).long())
 
 
+def test_no_such_position():
+    with pytest.raises(ValueError, match='position must be "relative"'):
+        build(position="absolute")
+
+
 def test_it_learns_to_copy():
     torch.manual_seed(0)
     model = Transformer(16, 64, 4, 1, 128, 0.0, pre_norm=True)

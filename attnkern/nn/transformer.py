@@ -75,6 +75,8 @@ class Transformer(nn.Module):
             self.encoder_bias = RelativePositionBias(num_heads)
             self.decoder_bias = RelativePositionBias(num_heads, bidirectional=False)
             position = Unchanged()
+        elif isinstance(position, str):
+            raise ValueError(f'position must be "relative", a module or None, got {position!r}')
         self.position = SinusoidalPosition(dim) if position is None else position
         self.dropout = nn.Dropout(dropout)
         sizes = (dim, num_heads, hidden, dropout, pre_norm, backend)
@@ -128,9 +130,8 @@ class Transformer(nn.Module):
         bias = _between(self.decoder_bias, 1, state.cache.shape[4], state.position)
         for n, layer in enumerate(self.decoder):
             written = layer(written, state.memory[:, n], state.real, bias, state.position, state.cache[:, n])
-        return self.score(written)[:, 0], DecoderState(
-            state.position + 1, *state[1:]
-        )  # torch 2.11 compiles no _replace
+        state = DecoderState(state.position + 1, *state[1:])  # torch 2.11 cannot compile _replace
+        return self.score(written)[:, 0], state
 
     def align(self, source: Tensor, target: Tensor) -> Tensor:
         """Where each word looked, by layer and head: weights `(B, layers, H, T, S)`."""
