@@ -75,7 +75,7 @@ def test_budget(backend, dtype, case, device, poisoned_memory, monkeypatch):
 
 
 def far_below(place, distance, device="cpu"):
-    """Documents and questions, of which one has a word whose scores lie that far below the others', high as they are."""
+    """A pair; the scores of one of its words lie that far below the others', high as they are."""
     pair = dict(zip(("document", "question"), tensors(2, 70, 9, 8, device=device)))
     pair["document"][..., 1] = pair["question"][..., 1] = 10.0
     one = {"document": "question", "question": "document"}[place]
@@ -83,7 +83,7 @@ def far_below(place, distance, device="cpu"):
     return *pair.values(), None, None
 
 
-@pytest.mark.parametrize("distance", [0.0, 30.0, 90.0, 3e4])
+@pytest.mark.parametrize("distance", [0.0, 30.0, 90.0])
 @pytest.mark.parametrize("place", ["document", "question"])
 @pytest.mark.parametrize("backend", ["blocked", "triton"])
 def test_a_word_far_below_the_others(backend, place, distance, device):
