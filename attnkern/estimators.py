@@ -137,10 +137,12 @@ def soft_mixture(hard: HardAttention, soft: Tensor, probability: float = 0.5) ->
         raise ValueError(f"soft must be a Tensor of shape {tuple(hard.output.shape[-4:])}, got {got}")
     check_probability("probability", probability)
     coin = torch.rand(soft.shape[0], 1, 1, device=soft.device) < probability
-    return hard._replace(
-        output=torch.where(coin[..., None], soft, hard.output),
-        index=torch.where(coin, -1, hard.index),
-        score=torch.where(coin, 0.0, hard.score),
+    return HardAttention(  # torch 2.11 cannot compile _replace
+        torch.where(coin[..., None], soft, hard.output),
+        torch.where(coin, -1, hard.index),
+        torch.where(coin, 0.0, hard.score),
+        hard.lse,
+        hard.entropy,
     )
 
 

@@ -271,6 +271,6 @@ def widened(
     if isinstance(result, Tensor):
         return result.to(query.dtype)
     if isinstance(result, HardAttention):
-        return result._replace(output=result.output.to(query.dtype))
+        return HardAttention(result.output.to(query.dtype), *result[1:])
     output, lse, weights = result
     return output.to(query.dtype), lse, weights.to(query.dtype)

@@ -108,7 +108,7 @@ def _check_module(model: nn.Module) -> None:
 
 
 def _swap_multihead(name: str, module: nn.MultiheadAttention, attention: Kind, report: SwapReport) -> None:
-    if type(module) not in (nn.MultiheadAttention, MultiheadAttention):
+    if type(module) is not nn.MultiheadAttention and not isinstance(module, MultiheadAttention):
         reason = f"{type(module).__name__} is a subclass of nn.MultiheadAttention with a behaviour of its own"
     else:
         reason = refusal(attention, module)
@@ -120,7 +120,8 @@ def _swap_multihead(name: str, module: nn.MultiheadAttention, attention: Kind, r
     vars(module).pop("hard", None)
     # the flag keeps nn.TransformerEncoderLayer off its fast path: see MultiheadAttention
     _set(module, attention=attention, _qkv_same_embed_dim=False)
-    module.__class__ = MultiheadAttention
+    if type(module) is nn.MultiheadAttention:
+        module.__class__ = MultiheadAttention
 
 
 def _set(module: nn.Module, **attributes) -> None:

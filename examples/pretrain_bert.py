@@ -35,7 +35,8 @@ Document = list[list[int]]  # the token ids of its sentences
 
 
 def made_up(seed: int) -> list[list[str]]:
-    """8 documents. Each has 12 words of its own, and each word a follower, that comes nine times of ten."""
+    """8 documents, long enough not to be learned by heart. Each has 12 words of its own, each with one that follows it
+    nine times of ten."""
     chance = random.Random(seed)
     words = ["".join(parts) for parts in product("bdfgklmn", "aeiou", "lmnrs")]
     words = chance.sample(words, 8 * 12)
@@ -44,7 +45,7 @@ def made_up(seed: int) -> list[list[str]]:
         own = words[topic::8]
         follower = dict(zip(own, own[1:] + own[:1]))
         documents.append([])
-        for _ in range(400):
+        for _ in range(2000):
             sentence = [chance.choice(own)]
             while len(sentence) < 6 or chance.random() < 0.7:
                 sentence.append(follower[sentence[-1]] if chance.random() < 0.9 else chance.choice(own))

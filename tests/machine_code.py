@@ -23,6 +23,7 @@ VARIANTS = {
     "causal": {"causal": True},
     "bool": {"mask": "bool"},
     "float": {"mask": "float"},
+    "dropout": {"dropout_p": 0.1},
     "linear": {"selector": "linear"},
     "relu": {"selector": "relu", "mask": "float"},
     "exp": {"selector": "exp", "causal": True},

@@ -74,26 +74,36 @@ def test_budget(backend, dtype, case, device, poisoned_memory, monkeypatch):
         assert error is None, f"{name}: {error}"
 
 
-@pytest.mark.parametrize(("distance", "shares"), [(0.0, True), (30.0, True), (90.0, False), (3e4, False)])
-@pytest.mark.parametrize("place", ["document", "question"])
-def test_words_far_below_the_others(place, distance, shares, monkeypatch):
-    """Both softmaxes share their exponentials where no row or column of scores lies too far below, high as they are."""
-    pair = dict(zip(("document", "question"), tensors(2, 70, 9, 8)))
+def far_below(place, distance, device="cpu"):
+    """A pair; the scores of one of its words lie that far below the others', high as they are."""
+    pair = dict(zip(("document", "question"), tensors(2, 70, 9, 8, device=device)))
     pair["document"][..., 1] = pair["question"][..., 1] = 10.0
     one = {"document": "question", "question": "document"}[place]
     pair[one][..., 0], pair[place][..., 0], pair[place][:, 3, 0] = 1.0, 0.0, -distance
+    return *pair.values(), None, None
+
+
+@pytest.mark.parametrize("distance", [0.0, 30.0, 90.0])
+@pytest.mark.parametrize("place", ["document", "question"])
+@pytest.mark.parametrize("backend", ["blocked", "triton"])
+def test_a_word_far_below_the_others(backend, place, distance, device):
+    document, question, *masks = far_below(place, distance, device)
+    exact = results(reference.attention_over_attention, document.double(), question.double(), *masks)
+    naive = results(reference.attention_over_attention, document, question, *masks)
+    for name, result in results(on(backend), document, question, *masks).items():
+        assert (error := compare(result, exact[name], naive[name])) is None, f"{name}: {error}"
+
+
+@pytest.mark.parametrize(("distance", "shares"), [(0.0, True), (30.0, True), (90.0, False), (3e4, False)])
+@pytest.mark.parametrize("place", ["document", "question"])
+def test_softmaxes_that_share_exponentials(place, distance, shares, monkeypatch):
+    """Where no row or column of scores lies too far below."""
     taken = []
     for name in ("forward", "backward"):
         function = getattr(aoa_shared, name)
-        monkeypatch.setattr(
-            aoa_shared, name, lambda *given, function=function: taken.append(function(*given)) or taken[-1]
-        )
-    got = results(on("blocked"), *pair.values(), None, None)
+        monkeypatch.setattr(aoa_shared, name, lambda *given, run=function: taken.append(run(*given)) or taken[-1])
+    results(on("blocked"), *far_below(place, distance))
     assert taken == [shares, shares]
-    exact = results(reference.attention_over_attention, *(tensor.double() for tensor in pair.values()), None, None)
-    naive = results(reference.attention_over_attention, *pair.values(), None, None)
-    for name, result in got.items():
-        assert (error := compare(result, exact[name], naive[name])) is None, f"{name}: {error}"
 
 
 @pytest.mark.parametrize("backend", ["blocked", "triton"])

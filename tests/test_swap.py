@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.utils import _pytree as pytree
 
+import attnkern
 from attnkern.nn import Global, Hard, Local, MultiheadAttention
 from attnkern.swap import SwapReport, restore_attention, swap_attention
 
@@ -189,6 +191,36 @@ def test_subclasses_and_strangers_are_skipped():
     assert "OwnMultihead is a subclass" in dict(report.skipped)["own"]
     assert "LinearAttention is unknown" in dict(report.skipped)["block.strange"]
     assert type(model["own"]) is OwnMultihead
+
+
+@pytest.mark.parametrize("kind", [Local(2), Hard()])
+def test_our_own_models(kind):
+    """Their attention, a subclass of ours, computes another kind, as if they had been built with it."""
+    torch.manual_seed(0)
+    words = torch.randint(1, 20, (2, 9))
+    config = attnkern.nn.BertConfig(20, EMBED, 2, HEADS, 2 * EMBED)
+    sizes = {"words": 20, "dim": EMBED, "num_heads": HEADS, "num_layers": 1, "hidden": EMBED}
+    kinds = dict.fromkeys(("encoder_attention", "decoder_attention", "cross_attention"), kind)
+    for model, built, inputs in (
+        (attnkern.nn.Bert(config), attnkern.nn.Bert(config, attention=kind), (words,)),
+        (attnkern.nn.Transformer(**sizes), attnkern.nn.Transformer(**sizes, **kinds), (words, words)),
+    ):
+        built.load_state_dict(model.state_dict())
+        before, types = model.eval()(*inputs), [type(module) for module in model.modules()]
+        report = swap_attention(model, kind)
+        assert {to for _, _, to in report.swapped} == {str(kind)} and not report.skipped
+        for found, expected in zip(*(pytree.tree_leaves(one(*inputs)) for one in (model, built.eval()))):
+            torch.testing.assert_close(found, expected)
+        assert [type(module) for module in model.modules()] == types
+        restore_attention(model)
+        for found, expected in zip(*map(pytree.tree_leaves, (model(*inputs), before))):
+            torch.testing.assert_close(found, expected)
+
+
+def test_packed_sentences_are_not_mixed():
+    bert = attnkern.nn.Bert(attnkern.nn.BertConfig(20, EMBED, 1, HEADS, EMBED))
+    (reason,) = dict(swap_attention(bert, Hard(soft_mixture=0.5)).skipped).values()
+    assert "soft_mixture" in reason
 
 
 def test_shared_modules_are_handled_once():

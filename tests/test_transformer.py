@@ -30,9 +30,10 @@ def sentences() -> tuple[Tensor, Tensor]:
     return source, target
 
 
+@pytest.mark.parametrize("position", (None, "relative"))
 @pytest.mark.parametrize("pre_norm", (False, True))
-def test_the_same_as_torchs(pre_norm):
-    ours, (source, target) = build(pre_norm=pre_norm).double(), sentences()
+def test_the_same_as_torchs(pre_norm, position):
+    ours, (source, target) = build(pre_norm=pre_norm, position=position).double(), sentences()
     theirs = nn.Transformer(16, 2, 2, 2, 32, 0.0, batch_first=True, norm_first=pre_norm).double()
     names = {"cross_attention": "multihead_attn", "attention": "self_attn", "feed_forward.0": "linear1"}
     names |= {"feed_forward.3": "linear2", "norms.0": "norm1", "norms.1": "norm2", "norms.2": "norm3"}
@@ -50,17 +51,28 @@ def test_the_same_as_torchs(pre_norm):
     theirs.load_state_dict(state)
     padding = source == 0
     causal = nn.Transformer.generate_square_subsequent_mask(7, dtype=torch.float64)
+    masks = {"src_mask": None, "tgt_mask": causal}
+    if position == "relative":
+        for bias in (ours.encoder_bias, ours.decoder_bias):
+            nn.init.normal_(bias.table)
+        masks = {"src_mask": ours.encoder_bias(9, 9), "tgt_mask": causal + ours.decoder_bias(7, 7)}
+        masks = {name: mask.expand(4, -1, -1, -1).flatten(0, 1) for name, mask in masks.items()}
+        padding = torch.zeros(padding.shape, dtype=torch.float64).masked_fill(padding, float("-inf"))
     states = theirs(
-        ours.embed(source), ours.embed(target), tgt_mask=causal, src_key_padding_mask=padding,
-        memory_key_padding_mask=padding,
-    )  # fmt: skip
+        ours.embed(source), ours.embed(target), src_key_padding_mask=padding, memory_key_padding_mask=padding, **masks
+    )
     torch.testing.assert_close(ours(source, target), states @ ours.embedding.weight.T)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", (*KINDS, "relative"))
 def test_word_by_word(kind):
     """A step says what the whole sentence says, in a batch of any lengths as alone, whatever padding is embedded as."""
-    model, (source, target) = build(kind, position=LearnedPosition(9, 16)).double().eval(), sentences()
+    model, (source, target) = build("local", position="relative"), sentences()
+    if kind == "relative":
+        nn.init.normal_(model.decoder_bias.table)
+    else:
+        model = build(kind, position=LearnedPosition(9, 16))
+    model.double().eval()
     whole = model(source, target)
     with torch.no_grad():
         model.embedding.weight[0] = 1e3
@@ -141,6 +153,11 @@ def test_warm_up():
 def test_no_source(source):
     with pytest.raises(ValueError, match=r"source must be word ids \(batch, words\)"):
         build()(source.long(), torch.ones(2, 3).long())
+
+
+def test_no_such_position():
+    with pytest.raises(ValueError, match='position must be "relative"'):
+        build(position="absolute")
 
 
 def test_it_learns_to_copy():

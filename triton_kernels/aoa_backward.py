@@ -82,7 +82,12 @@ def score_gradient(
     lse = load_vector(row_lse, begin_m, len_d, BLOCK_M)
     column_mean = load_vector(mean, begin_n, len_q, BLOCK_N)
     by_row = weights_of(score, lse[:, None], UNIT)
-    own_mean = tl.sum(by_row * column_mean[None, :], 1) if ONE_TILE else load_vector(row_mean, begin_m, len_d, BLOCK_M)
+    if ONE_TILE:
+        total = tl.sum(by_row, 1)  # the lse was rounded: not quite 1
+        by_row /= tl.where(total > 0, total, 1.0)[:, None]
+        own_mean = tl.sum(by_row * column_mean[None, :], 1)
+    else:
+        own_mean = load_vector(row_mean, begin_m, len_d, BLOCK_M)
     by_row *= column_mean[None, :] - own_mean[:, None]
 
     lse = load_vector(column_lse, begin_n, len_q, BLOCK_N)

@@ -181,13 +181,18 @@ def _aoa_reference(problem: Problem, backward: bool) -> list[Pass]:
 
 
 def _aoa_blocked(problem: Problem, backward: bool) -> list[Pass]:
-    """A document and its question that fit one tile keep its scores for the second sweep."""
-    pairs, score = problem.pairs(), problem.head_dim
+    """A document and its question that fit one tile keep its scores for the second sweep.
+
+    On a CPU as long as one exponential serves both softmaxes (`backends/aoa_shared.py`).
+    """
+    pairs, score, shared = problem.pairs(), problem.head_dim, problem.device == "cpu"
     words, _ = load("aoa_blocked").tile(problem.len_q, problem.len_k, problem.dtype, problem.device)
     again = score * (words < problem.len_q)
+    found = [Pass("first words", problem.batch * problem.len_k, score)] * shared
     if backward:
-        return [Pass("tiles, columns", pairs, score + 1), Pass("tiles", pairs, again + 2 * score + 1)]
-    return [Pass("tiles, columns", pairs, score), Pass("tiles", pairs, again + 1)]
+        gradient = 2 * score + 1 + 4 * shared  # times a matrix of rank four
+        return [*found, Pass("tiles, columns", pairs, score + 1), Pass("tiles", pairs, again + gradient)]
+    return [*found, Pass("tiles, columns", pairs, score), Pass("tiles", pairs, again + 1)]
 
 
 def _aoa_triton(problem: Problem, backward: bool) -> list[Pass]:

@@ -144,7 +144,7 @@ def profile(
         roofs = roofs or measure_roofs(device)
         seconds = _median_seconds(call, device)
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-        options = {"activities": activities, "profile_memory": True}
+        options = {"activities": activities, "profile_memory": True, "acc_events": True}  # else torch 2.11 warns
         with Modules(model) as modules, torch.profiler.profile(**options) as traced:
             call()
             _wait(device)

@@ -133,12 +133,7 @@ class BertLayer(nn.Module):
 class PackedSelfAttention(MultiheadAttention):
     """`MultiheadAttention` of packed sentences `(T, hidden)`, each with itself; query, key and value by one product."""
 
-    def __init__(self, *args, attention: Kind, **kwargs):
-        super().__init__(*args, attention=attention, **kwargs)
-        if isinstance(attention, Hard) and attention.soft_mixture:
-            raise ValueError(
-                f"attention must have no soft_mixture in BERT, whose sentences are packed, got {attention}"
-            )
+    can_mix = False  # draws and soft attention, example by example: see Hard.soft_mixture
 
     def forward(self, hidden: Tensor, cu_seq: Tensor, max_length: int) -> Tensor:
         qkv = self._project(hidden, hidden, hidden)

@@ -126,6 +126,8 @@ def refusal(attention: Kind, module: nn.MultiheadAttention) -> str | None:
         return f"{attention} has no place for the keys that {names} appends: they lie outside every window"
     if predicts_center(attention) and not hasattr(module, "center"):
         return f"{attention} has parameters of its own: construct attnkern.nn.MultiheadAttention with it"
+    if getattr(attention, "soft_mixture", 0) and not getattr(module, "can_mix", True):
+        return f"attention must have no soft_mixture where sentences are packed, got {attention}"
     return None
 
 

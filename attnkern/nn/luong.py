@@ -184,7 +184,8 @@ class LuongDecoder(nn.Module):
                 cells = advance(self.cells, torch.cat([word, state.fed], -1) if self.input_feeding else word, cells)
                 states.append(cells[:, -1, 0])
             attentional, looked, hard = self.attend(torch.stack(states, 1), state, need_weights)
-            state = state._replace(cells=cells, fed=attentional[:, -1], position=state.position + part.shape[1])
+            # torch 2.11 cannot compile _replace
+            state = LuongState(cells, attentional[:, -1], state.position + part.shape[1], *state[3:])
             written.append(attentional)
             weights.append(looked)
             hards.append(hard)

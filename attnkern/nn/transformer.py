@@ -1,7 +1,7 @@
 """The Transformer on one page (Vaswani et al. 2017, arXiv 1706.03762): encoder, decoder, cache, schedule."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attnkern.nn.kinds import Global, Hard, Kind, predicts_center
 from attnkern.nn.multihead import MultiheadAttention
-from attnkern.nn.position import SinusoidalPosition, positions
+from attnkern.nn.position import RelativePositionBias, SinusoidalPosition, positions
 
 PADDING = 0  # the id of no word
 GLOBAL = Global()
@@ -47,7 +47,8 @@ class Transformer(nn.Module):
         pre_norm: normalises what goes into a block, and the end of a stack, instead of what comes out of a block.
         encoder_attention, decoder_attention, cross_attention: `Global()`, `Local(window)` or `Hard(...)`. Across,
             target word `i` stands at source word `i`.
-        position: adds positions to embeddings, at an offset; sinusoids by default.
+        position: adds positions to embeddings, at an offset; sinusoids by default. "relative": nothing is added, but
+            biases to the scores inside of a sentence, shared by all layers of a stack, as T5 does (`nn.position`).
         backend: None chooses; a name is obeyed or refused, as in `attnkern.global_attention`.
     """
 
@@ -64,11 +65,18 @@ class Transformer(nn.Module):
         encoder_attention: Kind = GLOBAL,
         decoder_attention: Kind = GLOBAL,
         cross_attention: Kind = GLOBAL,
-        position: nn.Module | None = None,
+        position: nn.Module | Literal["relative"] | None = None,
         backend: str | None = None,
     ):
         super().__init__()
         self.embedding = nn.Embedding(words, dim, padding_idx=PADDING)
+        self.encoder_bias = self.decoder_bias = None
+        if position == "relative":
+            self.encoder_bias = RelativePositionBias(num_heads)
+            self.decoder_bias = RelativePositionBias(num_heads, bidirectional=False)
+            position = Unchanged()
+        elif isinstance(position, str):
+            raise ValueError(f'position must be "relative", a module or None, got {position!r}')
         self.position = SinusoidalPosition(dim) if position is None else position
         self.dropout = nn.Dropout(dropout)
         sizes = (dim, num_heads, hidden, dropout, pre_norm, backend)
@@ -83,8 +91,9 @@ class Transformer(nn.Module):
         """Word ids `(B, S)`, and those `(B, T)` that come before each word to write: logits `(B, T, words)`."""
         states, real = self.read(source)
         written = self.embed(target)
+        bias = _between(self.decoder_bias, target.shape[1], target.shape[1])
         for layer in self.decoder:
-            written = layer(written, layer.cross_attention.keys(states), real)
+            written = layer(written, layer.cross_attention.keys(states), real, bias)
         return self.score(written)
 
     def read(self, source: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,8 +105,9 @@ class Transformer(nn.Module):
         if source.dim() != 2 or not source.shape[1]:
             raise ValueError(f"source must be word ids (batch, words), at least one, got {tuple(source.shape)}")
         states, real = self.embed(source), source != PADDING
+        bias = _between(self.encoder_bias, source.shape[1], source.shape[1])
         for layer in self.encoder:
-            states = layer(states, real)
+            states = layer(states, real, bias)
         return self.encoder_norm(states), real
 
     def embed(self, words: Tensor, offset: int | Tensor = 0) -> Tensor:
@@ -117,9 +127,11 @@ class Transformer(nn.Module):
     def step(self, word: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Ids `(B,)` of the words written last: logits `(B, words)` of the next ones, and the state for them."""
         written = self.embed(word.unsqueeze(1), state.position)
+        bias = _between(self.decoder_bias, 1, state.cache.shape[4], state.position)
         for n, layer in enumerate(self.decoder):
-            written = layer(written, state.memory[:, n], state.real, state.position, state.cache[:, n])
-        return self.score(written)[:, 0], state._replace(position=state.position + 1)
+            written = layer(written, state.memory[:, n], state.real, bias, state.position, state.cache[:, n])
+        state = DecoderState(state.position + 1, *state[1:])  # torch 2.11 cannot compile _replace
+        return self.score(written)[:, 0], state
 
     def align(self, source: Tensor, target: Tensor) -> Tensor:
         """Where each word looked, by layer and head: weights `(B, layers, H, T, S)`."""
@@ -160,8 +172,8 @@ class EncoderLayer(Layer):
         super().__init__(dim, hidden, dropout, pre_norm, blocks=2)
         self.attention = CachedAttention(dim, num_heads, dropout, attention=attention, backend=backend)
 
-    def forward(self, states: Tensor, real: Tensor) -> Tensor:
-        states = self.add(0, states, lambda x: self.attention(x, self.attention.keys(x), real)[0])
+    def forward(self, states: Tensor, real: Tensor, bias: Tensor | None) -> Tensor:
+        states = self.add(0, states, lambda x: self.attention(x, self.attention.keys(x), real, bias)[0])
         return self.add(1, states, self.feed_forward)
 
 
@@ -171,7 +183,7 @@ class DecoderLayer(Layer):
         self.attention = CachedAttention(dim, num_heads, dropout, attention=attention, backend=backend)
         self.cross_attention = CachedAttention(dim, num_heads, dropout, attention=cross_attention, backend=backend)
 
-    def forward(self, states, memory: Tensor, real: Tensor, position: int | Tensor = 0, cache: Tensor | None = None):
+    def forward(self, states, memory, real, bias, position: int | Tensor = 0, cache: Tensor | None = None) -> Tensor:
         """All words of a sentence; or with a cache, one word, whose keys are written to it at `position`."""
 
         def look_back(x):
@@ -179,10 +191,10 @@ class DecoderLayer(Layer):
             if cache is not None:
                 cache[torch.arange(len(x), device=x.device), :, :, position] = keys.squeeze(3)
                 keys = cache
-            return self.attention(x, keys, None, position, True)[0]
+            return self.attention(x, keys, None, bias, position, True)[0]
 
         states = self.add(0, states, look_back)
-        states = self.add(1, states, lambda x: self.cross_attention(x, memory, real, position)[0])
+        states = self.add(1, states, lambda x: self.cross_attention(x, memory, real, None, position)[0])
         return self.add(2, states, self.feed_forward)
 
 
@@ -203,6 +215,7 @@ class CachedAttention(MultiheadAttention):
         states: Tensor,
         keys: Tensor,
         real: Tensor | None = None,
+        bias: Tensor | None = None,
         position: int | Tensor = 0,
         is_causal: bool = False,
         wanted: str | None = None,
@@ -212,11 +225,14 @@ class CachedAttention(MultiheadAttention):
         Args:
             keys: as `keys` makes them, position by position from 0.
             real: bool `(B, keys)`, True where there is one.
+            bias: added to the scores, `(B|1, H, L, keys)`.
             wanted: "heads" asks for the weights `(B, H, L, keys)`, which are None otherwise.
         """
         width = self.embed_dim
         query = self._split_heads(F.linear(states, self.in_proj_weight[:width], self.in_proj_bias[:width]))
         mask = None if real is None else real[:, None, None]
+        if bias is not None:
+            mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
         core = (query, *keys.unbind(1), mask, is_causal, wanted)
         if isinstance(self.attention, Hard):
             output, weights = self._attend_hard(*core, query_offset=position)
@@ -228,6 +244,17 @@ class CachedAttention(MultiheadAttention):
                 center = self.center(states, count, None if real is None else ~real)
             output, weights = self._attend(*core, center, query_offset=position)
         return self.out_proj(output.transpose(1, 2).flatten(-2)), weights
+
+
+class Unchanged(nn.Module):
+    """Leaves embeddings without positions."""
+
+    def forward(self, embeddings: Tensor, offset: int | Tensor = 0) -> Tensor:
+        return embeddings
+
+
+def _between(bias: nn.Module | None, len_q: int, len_k: int, offset: int | Tensor = 0) -> Tensor | None:
+    return None if bias is None else bias(len_q, len_k, offset)
 
 
 def warm_up(optimizer: torch.optim.Optimizer, steps: int = 4000) -> torch.optim.lr_scheduler.LambdaLR:
