@@ -178,9 +178,13 @@ def test_extreme_numbers_stay_finite(backend, renormalize, dtype):
         assert all(x.isfinite().all() for name, x in found.items() if name != "lse")
 
 
-def test_unseen_keys_have_no_influence():
-    """Keys between and beyond scattered windows hold NaN."""
+@pytest.mark.parametrize("place", ["anywhere", "end"])
+def test_unseen_keys_have_no_influence(place):
+    """Keys between and beyond windows hold NaN: where they scatter, and where heads look at few or many of the last."""
     given = tensors(20, 400)
+    if place == "end":
+        wide = torch.arange(given["center"].shape[1])[:, None]
+        given["center"] = 398 - 4 * wide * torch.rand(given["center"].shape)
     j = torch.arange(400)
     middle = given["center"].floor()[..., None]
     seen = ((j >= middle - 3) & (j <= middle + 3)).any(2).unflatten(1, (KV_HEADS, -1)).any(2)[..., None]
