@@ -8,7 +8,7 @@ from itertools import cycle, islice
 import torch
 
 REPEATS = (5, 15)  # at least and at most
-SECONDS = {"cpu": 1.5, "cuda": 1.0}  # for the repeats of a row, where its calls are short enough
+SECONDS = {"cpu": 1.2, "cuda": 1.0}  # for the repeats of a row, where its calls are short enough
 READING = {"cpu": 10.0, "cuda": 2.0}  # milliseconds that one takes at least: short kernels are not lost in its noise
 MOST_CALLS = 200  # in one reading
 
