@@ -114,9 +114,9 @@ def test_every_parameter_learns(kind):
         torch.testing.assert_close(weights.sum(-1), torch.ones(4, 2, 2, 7))
 
 
-@pytest.mark.parametrize("kind", ("global", "local", "hard"))
+@pytest.mark.parametrize("kind", ("global", "local", "hard", "relative"))
 def test_compiled_whole(kind):
-    model, (source, target) = build(kind), sentences()
+    model, (source, target) = build("global", position="relative") if kind == "relative" else build(kind), sentences()
     torch.manual_seed(0)
     expected = model(source, target)
     torch.manual_seed(0)
