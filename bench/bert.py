@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from attnkern import huggingface
 from attnkern.bench.problems import SEED
-from attnkern.bench.timing import interleaved, summary
+from attnkern.bench.timing import Turns, summary
 from attnkern.nn import Bert
 
 TOLERANCE = 1e-5
@@ -52,8 +52,9 @@ def compare(folder: str, sentences: int, longest: int, device: str) -> None:
     for name, output in outputs.items():
         if (error := (output[real] - exact).abs().max().item()) > TOLERANCE:
             raise SystemExit(f"{name} differs from eager by {error:.1e}")
-    times = interleaved({name: [partial(model, ids, mask)] for name, model in contenders.items()}, device)
-    for name, readings in times.items():
+    turns = Turns(device)
+    turns.round({name: [partial(model, ids, mask)] for name, model in contenders.items()})
+    for name, readings in turns.times.items():
         told = summary(readings)
         print(
             f"{name:<24} {told['median']:8.1f} ms   ({told['p20']:.1f} to {told['p80']:.1f}, {len(readings)} readings)"

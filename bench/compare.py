@@ -1,10 +1,14 @@
 """Two files of results: what changed beyond noise."""
 
 from pathlib import Path
+from statistics import median
 
 from attnkern.bench.results import Result, latest, read
 from attnkern.bench.show import number
 from attnkern.commands import CommandError
+
+SAME = ("device", "threads", "torch")  # of both files, or peers tell nothing about the machine
+FEWEST_PEERS = 8
 
 
 def compare(before: Path, after: Path) -> int:
@@ -15,21 +19,36 @@ def compare(before: Path, after: Path) -> int:
         print(f"{name:<7} {'; '.join(places)}")
     if {result.machine.get("device") for result in one.values()} != {r.machine.get("device") for r in other.values()}:
         print("the devices differ: so will the times")
-    both = [key for key in one if key in other]
-    changed = [key for key in both if differ(one[key], other[key])]
-    changed.sort(key=lambda key: _change(one[key], other[key]), reverse=True)
+    pairs = {key: (one[key], other[key]) for key in one if key in other}
+    machine = drift(list(pairs.values()))
+    if machine != 1.0:
+        print(f"peers took {number(machine)} times as long: the machine's own change, taken out of the changes below")
+    changed = [key for key, pair in pairs.items() if differ(*pair, machine)]
+    changed.sort(key=lambda key: _change(*pairs[key], machine), reverse=True)
     for key in changed:
-        print(f"{key[0].name:<48} {key[1]:<22} {_told(one[key], other[key])}")
-    alone = f"{len(one) - len(both)} only before, {len(other) - len(both)} only after"
-    print(f"{len(changed)} changed, {len(both) - len(changed)} alike within noise, {alone}")
+        print(f"{key[0].name:<48} {key[1]:<22} {_told(*pairs[key], machine)}")
+    alone = f"{len(one) - len(pairs)} only before, {len(other) - len(pairs)} only after"
+    print(f"{len(changed)} changed, {len(pairs) - len(changed)} alike within noise, {alone}")
     return 0
 
 
-def differ(one: Result, other: Result) -> bool:
-    """Whether the change is more than noise; having no time and having one always differ."""
+def drift(pairs: list[tuple[Result, Result]]) -> float:
+    """How many times as long peers took, in the median: they are the control group, as their code is the same.
+
+    1 where it is not known: another device or torch, or too few peers.
+    """
+    peers = [(one, other) for one, other in pairs if one.role == other.role == "peer" and one.ms and other.ms]
+    same = all(one.machine.get(name) == other.machine.get(name) for one, other in peers for name in SAME)
+    if not same or len(peers) < FEWEST_PEERS:
+        return 1.0
+    return median(other.ms["median"] / one.ms["median"] for one, other in peers)
+
+
+def differ(one: Result, other: Result, machine: float = 1.0) -> bool:
+    """Whether the change beyond the machine's is more than noise; having no time and having one always differ."""
     if one.ms is None or other.ms is None:
         return (one.ms is None) != (other.ms is None)
-    return one.ms["p80"] < other.ms["p20"] or other.ms["p80"] < one.ms["p20"]
+    return machine * one.ms["p80"] < other.ms["p20"] or other.ms["p80"] < machine * one.ms["p20"]
 
 
 def _results(path: Path) -> dict:
@@ -50,16 +69,16 @@ def load(path: Path) -> list[Result]:
         raise CommandError(f"cannot read {path} ({error.strerror or error}): {there}") from None
 
 
-def _change(one: Result, other: Result) -> float:
+def _change(one: Result, other: Result, machine: float) -> float:
     """How many times as long the slower one takes."""
     if one.ms is None or other.ms is None:
         return float("inf")
-    ratio = other.ms["median"] / one.ms["median"]
+    ratio = other.ms["median"] / one.ms["median"] / machine
     return max(ratio, 1 / ratio)
 
 
-def _told(one: Result, other: Result) -> str:
-    change = f", {100 * (other.ms['median'] / one.ms['median'] - 1):+.1f}%" if one.ms and other.ms else ""
+def _told(one: Result, other: Result, machine: float) -> str:
+    change = f", {100 * (other.ms['median'] / one.ms['median'] / machine - 1):+.1f}%" if one.ms and other.ms else ""
     return f"{_time(one)} -> {_time(other)}{change}"
 
 

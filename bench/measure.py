@@ -1,4 +1,4 @@
-"""One row: everyone's result checked, then everyone's time taken, in turns."""
+"""One row: everyone's result checked, then everyone's time taken, in turns and in rounds."""
 
 import gc
 import math
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attnkern import mac
 from attnkern.bench import aoa, modules, packed, peers, roofs, timing
-from attnkern.bench.peers import Contender
+from attnkern.bench.peers import Contender, Function
 from attnkern.bench.problems import SEED, Row
 from attnkern.bench.results import Result, Roof
 
@@ -30,51 +30,75 @@ class WrongResult(ArithmeticError):
 
 
 class Trial(NamedTuple):
-    """A contender ready to be timed: one call per set of inputs, and what the first set gave."""
+    """What an implementation gave for one set of inputs, and the gradients that its results were given."""
 
-    calls: list[timing.Call]
     results: dict[str, Tensor]
     gradients: dict[str, Tensor]
     starts: dict[str, Tensor]
 
 
-def measure(
-    row: Row, device: str, backends: list[str], peers: list[str], limits: mac.Roofs | None = None
-) -> Iterator[Result]:
-    """The row's results, one per contender, all of one run.
+class Measurement:
+    """A row: everyone checked once, and those who are right timed, in rounds that may lie far apart.
 
-    Args:
-        backends, peers: names of those to measure.
-        limits: what the device can do at best.
+    Attributes:
+        row: what is measured.
     """
-    contenders = {one.name: one for one in family(row).contenders(row, device, backends, peers)}
-    sets = input_sets(row, device)
-    calls, errors, memory = {}, {}, {}
-    for name, contender in contenders.items():
+
+    def __init__(self, row: Row, device: str, backends: list[str], peers: list[str]):
+        """`backends` and `peers` are the names of those to measure."""
+        self.row, self._device = row, device
+        self._contenders = {one.name: one for one in family(row).contenders(row, device, backends, peers)}
+        self._ready: dict[str, tuple[Function, dict[str, Tensor]]] = {}  # those who are right
+        self._errors: dict[str, str] = {}
+        self._memory: dict[str, int] = {}
+        self._turns = timing.Turns(device, timing.ROUNDS[device])
+
+    def round(self) -> None:
+        """A few readings of everyone.
+
+        Raises:
+            Broken: nothing more can be measured in this process.
+        """
+        sets, contenders = input_sets(self.row, self._device), {}
+        for name in (name for name in self._contenders if name not in self._errors):
+            try:
+                contenders[name] = self._prepare(name, sets)
+            except Exception as error:  # unsupported, out of memory, wrong or broken
+                self._errors[name] = first_line(error)
+            try:
+                _recover(self._device)
+            except Broken:
+                self._errors.setdefault(name, "broke the GPU's context")
+                raise
         try:
-            calls[name] = checked(row, contender, sets)
-            memory[name] = peak_memory(calls[name][0], device)
-        except Exception as error:  # unsupported, out of memory, wrong or broken
-            calls.pop(name, None)
-            errors[name] = first_line(error)
-        try:
-            _recover(device)
-        except Broken:
-            yield Result(row, name, contender.role, error=errors.get(name) or "broke the GPU's context")
-            raise
-    try:
-        times = timing.interleaved(calls, device)
-    except Exception as error:
-        times, errors = {}, errors | dict.fromkeys(calls, first_line(error))
-    for name, contender in contenders.items():
-        work, ms = contender.count, timing.summary(times[name]) if name in times else None
-        yield Result(
-            row, name, contender.role, ms=ms, useful_macs=work.useful_macs, issued_macs=work.issued_macs or None,
-            bytes=work.bytes, exps=work.exps, roof=roof(work, row, limits), memory=memory.get(name),
-            error=errors.get(name),
-        )  # fmt: skip
-    calls.clear()
-    _recover(device)
+            self._turns.round(contenders)
+        except Exception as error:
+            self._errors |= dict.fromkeys(contenders, first_line(error))
+        contenders.clear()
+        _recover(self._device)
+
+    def results(self, limits: mac.Roofs | None = None) -> Iterator[Result]:
+        """Of all rounds, one for each contender with a time or an error; `limits`: what the device can do at best."""
+        for name, contender in self._contenders.items():
+            work, error, times = contender.count, self._errors.get(name), self._turns.times.get(name)
+            if not (error or times):  # its turn did not come
+                continue
+            yield Result(
+                self.row, name, contender.role, ms=None if error else timing.summary(times),
+                useful_macs=work.useful_macs, issued_macs=work.issued_macs or None, bytes=work.bytes, exps=work.exps,
+                roof=roof(work, self.row, limits), memory=self._memory.get(name), error=error,
+            )  # fmt: skip
+
+    def _prepare(self, name: str, sets: list[tuple[Tensor, ...]]) -> list[timing.Call]:
+        """The contender's calls on these inputs; checked when it is met first."""
+        contender, is_new = self._contenders[name], name not in self._ready
+        function = contender.build() if is_new else self._ready[name][0]
+        starts = check(self.row, contender, function, sets[0]).starts if is_new else self._ready[name][1]
+        made = calls(self.row, contender, function, starts, sets)
+        if is_new:
+            self._memory[name] = peak_memory(made[0], self._device)
+            self._ready[name] = function, starts
+        return made
 
 
 def family(row: Row):
@@ -85,52 +109,73 @@ def family(row: Row):
 def input_sets(row: Row, device: str) -> list[tuple[Tensor, ...]]:
     """So many inputs that, taken in rotation, none is still in a cache when its turn comes."""
     torch.manual_seed(SEED)
-    sets = [family(row).inputs(row, device)]
-    size = sum(tensor.nbytes for tensor in sets[0])
-    return sets + [family(row).inputs(row, device) for _ in range(min(MOST_SETS, math.ceil(2 * CACHE / size)) - 1)]
+    first = family(row).inputs(row, device)
+    size = sum(tensor.nbytes for tensor in first)
+    copies = min(MOST_SETS, math.ceil(2 * CACHE / size)) - 1
+    return [first, *(tuple(tensor.clone() for tensor in first) for _ in range(copies))]
 
 
-def checked(row: Row, contender: Contender, sets: list[tuple[Tensor, ...]]) -> list[timing.Call]:
-    """The calls to time, of an implementation whose results are right.
+def check(row: Row, contender: Contender, function: Function, tensors: tuple[Tensor, ...]) -> Trial:
+    """Calls once what the contender built.
 
     Raises:
-        WrongResult: they are not.
+        WrongResult: it does not compute the row.
         Exception: whatever it raises where it cannot run.
     """
-    trial = prepare(row, contender, sets)
-    complaint = family(row).complaint(row, sets[0], *trial[1:], same_seed=contender.role != "peer")
+    trial = _trial(row, contender, function, tensors)
+    complaint = family(row).complaint(row, tensors, *trial, same_seed=contender.role != "peer")
     if complaint is not None:
         raise WrongResult(complaint)
-    return trial.calls
+    return trial
 
 
-def prepare(row: Row, contender: Contender, sets: list[tuple[Tensor, ...]]) -> Trial:
-    """Builds and calls it once; for a backward, once on each set."""
-    function = contender.build()
-    names = family(row).INPUTS
-    parameters = dict(function.named_parameters()) if isinstance(function, nn.Module) else {}
+def calls(
+    row: Row, contender: Contender, function: Function, starts: dict[str, Tensor], sets: list[tuple[Tensor, ...]]
+) -> list[timing.Call]:
+    """What to time, one call for each set; `starts` are the gradients that results are given."""
     if row.phase == "forward":
-        calls = [torch.no_grad()(partial(function, *tensors)) for tensors in sets]
-        return Trial(calls, calls[0](), {}, {})
-    calls, first = [], None
+        return [torch.no_grad()(partial(function, *tensors)) for tensors in sets]
+    made = []
     for tensors in sets:
-        # a loss that does not reach the values asks for no gradient of them
-        reached = len(tensors) if "output" in contender.through else 2
-        leaves = [tensor.detach().requires_grad_(place < reached) for place, tensor in enumerate(tensors)]
-        wanted = [*leaves[:reached], *parameters.values()]
-        if row.phase == "backward" or first is None:
-            results = function(*leaves)
-            ends = [results[name] for name in contender.through]
-        if first is None:
-            starts = {name: _start(row, name, results[name]) for name in contender.through}
-            gradients = torch.autograd.grad(ends, wanted, list(starts.values()), retain_graph=True)
-            gradients = dict(zip([*names[:reached], *parameters], gradients))
-            first = {name: result.detach() for name, result in results.items()}
-        if row.phase == "backward":
-            calls.append(partial(torch.autograd.grad, ends, wanted, list(starts.values()), retain_graph=True))
+        leaves, wanted = _leaves(row, contender, function, tensors)
+        if row.phase == "training":
+            made.append(partial(_train, function, leaves, wanted, starts))
         else:
-            calls.append(partial(_train, function, leaves, wanted, starts))
-    return Trial(calls, first, gradients, starts)
+            results = function(*leaves)
+            ends = [results[name] for name in starts]
+            wanted, grads = list(wanted.values()), list(starts.values())
+            made.append(partial(torch.autograd.grad, ends, wanted, grads, retain_graph=True))
+    return made
+
+
+def _trial(row: Row, contender: Contender, function: Function, tensors: tuple[Tensor, ...]) -> Trial:
+    if row.phase == "forward":
+        with torch.no_grad():
+            return Trial(function(*tensors), {}, {})
+    leaves, wanted = _leaves(row, contender, function, tensors)
+    results = function(*leaves)
+    starts = {name: _start(row, name, results[name]) for name in contender.through}
+    gradients = _gradients(results, wanted, starts)
+    return Trial({name: result.detach() for name, result in results.items()}, dict(zip(wanted, gradients)), starts)
+
+
+def _leaves(
+    row: Row, contender: Contender, function: Function, tensors: tuple[Tensor, ...]
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The inputs to call it with, and by name those tensors of which gradients are wanted, parameters too."""
+    # a loss that does not reach the values asks for no gradient of them
+    reached = len(tensors) if "output" in contender.through else 2
+    leaves = [tensor.detach().requires_grad_(place < reached) for place, tensor in enumerate(tensors)]
+    parameters = dict(function.named_parameters()) if isinstance(function, nn.Module) else {}
+    return leaves, dict(zip(family(row).INPUTS, leaves[:reached])) | parameters
+
+
+def _train(function: Function, leaves: list[Tensor], wanted: dict[str, Tensor], starts: dict[str, Tensor]):
+    return _gradients(function(*leaves), wanted, starts)
+
+
+def _gradients(results: dict[str, Tensor], wanted: dict[str, Tensor], starts: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad([results[name] for name in starts], list(wanted.values()), list(starts.values()))
 
 
 def peak_memory(call: Callable[[], object], device: str) -> int:
@@ -173,11 +218,6 @@ def first_line(error: Exception) -> str:
     return text if isinstance(error, WrongResult) else f"{type(error).__name__}: {text}"
 
 
-def _train(function, leaves: list[Tensor], wanted: list[Tensor], starts: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    results = function(*leaves)
-    return torch.autograd.grad([results[name] for name in starts], wanted, list(starts.values()))
-
-
 def _start(row: Row, name: str, result: Tensor) -> Tensor:
     """The gradient of a result: normal numbers in its layout, the same for every contender."""
     generator = torch.Generator(result.device).manual_seed(SEED)
@@ -190,6 +230,7 @@ def _start(row: Row, name: str, result: Tensor) -> Tensor:
 def _recover(device: str) -> None:
     """Frees what a contender left; a context that an earlier error destroyed fails here again."""
     gc.collect()
+    gc.freeze()  # what is still there has come to stay: no need to look at it again
     if device != "cuda":
         return
     try:

@@ -1,18 +1,22 @@
-"""Suites from end to end: choose the rows, measure one after the other, append what came of it, and print it."""
+"""Suites from end to end: choose the rows, measure them in rounds, append what came of it, and print it."""
 
 import argparse
+import gc
 import math
 import re
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from attnkern import mac
 from attnkern.backends.choose import PREFERENCE
-from attnkern.bench import measure, others, results, show
+from attnkern.bench import measure, others, results, show, timing
 from attnkern.bench.problems import SUITES, Row
 from attnkern.commands import CommandError
 
@@ -34,29 +38,60 @@ def run(options: argparse.Namespace) -> int:
     _check_file(options.out)
 
     found, code = [], 0
-    with options.out.open("a") as file:
+    with options.out.open("a") as file, _undisturbed():
         try:
             limits = mac.roofs(device, fresh=True, progress=show.progress("what the device can do at best"))
             machine = results.machine(device)
             show.header(machine)
-            for row in _in_time(show.progress("measuring")(rows), options.seconds):
-                part = []
-                try:
-                    for result in measure.measure(row, device, backends, peers, limits):
-                        result.machine.update(machine)
-                        part.append(result)
-                        print(results.to_json(result), file=file, flush=True)
-                finally:
-                    found += part
-                    show.row(part)
+            new = partial(measure.Measurement, device=device, backends=backends, peers=peers)
+            for measurement in _measured(rows, new, timing.ROUNDS[device], options.seconds):
+                part = list(measurement.results(limits))
+                for result in part:
+                    result.machine.update(machine)
+                    print(results.to_json(result), file=file, flush=True)
+                show.row(part)
+                found += part
         except measure.Broken as error:
-            print(f"attnkern bench: stopped at {row.name}: {error}", file=sys.stderr)
+            print(f"attnkern bench: {error}", file=sys.stderr)
             code = 3
         except KeyboardInterrupt:
             print("attnkern bench: interrupted", file=sys.stderr)
             code = 130
     show.summary(found, options.out)
     return code
+
+
+def _measured(
+    rows: list[Row], new: Callable[[Row], measure.Measurement], rounds: int, seconds: float | None
+) -> Iterator[measure.Measurement]:
+    """Each row once it is complete; after an interruption whatever there is, and then the interruption."""
+    under_way, stopped = {}, None
+    visits = rows * rounds
+    try:
+        for number, row in enumerate(_in_time(show.progress("measuring")(visits), len(rows), seconds)):
+            if row not in under_way:
+                under_way[row] = new(row)
+            under_way[row].round()
+            if number >= len(visits) - len(rows):
+                yield under_way.pop(row)
+    except KeyboardInterrupt as error:
+        stopped = error
+    except measure.Broken as error:
+        stopped = measure.Broken(f"stopped at {row.name}: {error}")
+    yield from under_way.values()
+    if stopped:
+        raise stopped
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A kill counts as Ctrl-C; garbage that `measure` does not look for is looked for again afterwards."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        gc.unfreeze()
 
 
 def names(what: str, text: str, valid) -> list[str]:
@@ -116,11 +151,12 @@ def _check_file(path: Path) -> None:
         raise CommandError(f"--out {path}: {error.strerror or error}") from None
 
 
-def _in_time(rows: Iterator[Row], seconds: float | None) -> Iterator[Row]:
-    """The rows that begin before the time is over."""
+def _in_time(visits: Iterator[Row], rows: int, seconds: float | None) -> Iterator[Row]:
+    """Those that begin before the time is over; each of so many rows is visited once a round."""
     end = time.perf_counter() + (math.inf if seconds is None else seconds)
-    for row in rows:
+    for number, row in enumerate(visits):
         if time.perf_counter() > end:
-            print(f"{seconds:g} s are over: the last rows are skipped, from {row.name} on", file=sys.stderr)
+            lost = f"skipped, from {row.name} on" if number < rows else f"timed in {number // rows} rounds only"
+            print(f"{seconds:g} s are over: the last rows are {lost}", file=sys.stderr)
             return
         yield row

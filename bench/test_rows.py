@@ -13,11 +13,13 @@ ROUNDS = 5
 def test_row(row, contender, device, limits, benchmark):
     sets = measure.input_sets(row, device)
     try:
-        calls = measure.checked(row, contender, sets)
+        function = contender.build()
+        starts = measure.check(row, contender, function, sets[0]).starts
     except measure.WrongResult as error:
         pytest.fail(str(error))
     except Exception as error:
         pytest.skip(measure.first_line(error))
+    calls = measure.calls(row, contender, function, starts, sets)
 
     def last():  # waiting once a round: it takes longer than a small kernel
         calls[-1]()

@@ -1,40 +1,61 @@
 """Times calls in turns, so that clocks and heat treat every contender alike."""
 
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 
 import torch
 
-REPEATS = (5, 15)  # at least and at most
-SECONDS = {"cpu": 1.2, "cuda": 1.0}  # for the repeats of a row, where its calls are short enough
+ROUNDS = {"cpu": 4, "cuda": 1}  # of a run: a CPU's speed drifts within minutes, and what it drifts is noise
+READINGS = (4, 16)  # of each contender, in all rounds: at least and at most
+SECONDS = {"cpu": 1.0, "cuda": 1.0}  # for all readings of a row, where its calls are short enough
 READING = {"cpu": 10.0, "cuda": 2.0}  # milliseconds that one takes at least: short kernels are not lost in its noise
 MOST_CALLS = 200  # in one reading
 
 Call = Callable[[], object]
 
 
-def interleaved(contenders: dict[str, list[Call]], device: str) -> dict[str, list[float]]:
-    """Milliseconds of one call of each contender, one reading for each repeat.
+class Turns:
+    """Times of contenders that take turns, in one or more rounds.
 
-    Args:
-        contenders: for each name the same call on one or more sets of inputs, taken in rotation.
+    Attributes:
+        times: milliseconds of one call of each contender, one for each reading.
     """
-    rotations = {name: cycle(calls) for name, calls in contenders.items()}
-    counts, estimate = {}, 0.0
-    for name, rotation in rotations.items():
-        one = _warm(rotation, device)
-        counts[name] = max(1, min(round(READING[device] / one), MOST_CALLS))
-        estimate += counts[name] * one / 1e3
-    times = {name: [] for name in contenders}
-    fewest, most = REPEATS
-    for repeat in range(max(fewest, min(most, round(SECONDS[device] / estimate))) if contenders else 0):
-        # there and back: nobody always follows the same neighbour
-        for name in list(rotations) if repeat % 2 else reversed(rotations):
-            calls = list(islice(rotations[name], counts[name]))
-            times[name].append(milliseconds(calls, device) / len(calls))
-    return times
+
+    def __init__(self, device: str, rounds: int = 1):
+        self.times: dict[str, list[float]] = {}
+        self._device, self._rounds = device, rounds
+        self._calls: dict[str, int] = {}  # in a reading of each
+        self._readings = 0  # in a round
+
+    def round(self, contenders: dict[str, list[Call]]) -> None:
+        """A few readings of each; those of a round that does not end are lost.
+
+        Args:
+            contenders: for each name the same call on one or more sets of inputs, taken in rotation.
+        """
+        rotations = {name: cycle(calls) for name, calls in contenders.items()}
+        if not self._calls and rotations:
+            self._plan(rotations)
+        found = {name: [] for name in contenders}
+        for reading in range(self._readings):
+            # there and back: nobody always follows the same neighbour
+            for name in list(rotations) if reading % 2 else reversed(rotations):
+                calls = list(islice(rotations[name], self._calls[name]))
+                found[name].append(milliseconds(calls, self._device) / len(calls))
+        for name, times in found.items():
+            self.times.setdefault(name, []).extend(times)
+
+    def _plan(self, rotations: dict[str, Iterator[Call]]) -> None:
+        estimate = 0.0  # seconds of a reading of everyone
+        for name, rotation in rotations.items():
+            one = _warm(rotation, self._device)
+            self._calls[name] = max(1, min(round(READING[self._device] / one), MOST_CALLS))
+            estimate += self._calls[name] * one / 1e3
+        fewest, most = (math.ceil(readings / self._rounds) for readings in READINGS)
+        self._readings = max(fewest, min(most, round(SECONDS[self._device] / self._rounds / estimate)))
 
 
 def milliseconds(calls: list[Call], device: str) -> float:
@@ -55,7 +76,7 @@ def milliseconds(calls: list[Call], device: str) -> float:
 
 def summary(times: list[float]) -> dict[str, float]:
     """Median, 20th and 80th percentile."""
-    fifths = statistics.quantiles(times, n=5, method="inclusive")
+    fifths = statistics.quantiles(times if len(times) > 1 else 2 * times, n=5, method="inclusive")
     return {"median": statistics.median(times), "p20": fifths[0], "p80": fifths[3]}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -39,7 +40,9 @@ TIMES = {"median": 2.0, "p20": 1.9, "p80": 2.2}
 
 
 def measured(row: Row, who: str = "naive,sdpa,mha") -> dict[str, Result]:
-    return {result.impl: result for result in measure.measure(row, "cpu", ["blocked"], who.split(","), ROOFS)}
+    measurement = measure.Measurement(row, "cpu", ["blocked"], who.split(","))
+    measurement.round()
+    return {result.impl: result for result in measurement.results(ROOFS)}
 
 
 @pytest.fixture(autouse=True)
@@ -195,19 +198,64 @@ def test_bench_appends(quick, tmp_path, capsys):
         assert results.read(file)[0].machine[name]
 
 
-def test_interrupted_bench_keeps_what_is_done(quick, tmp_path, capsys, monkeypatch):
-    right = measure.measure
+@pytest.mark.parametrize("visit, expected", [(1, 0), (2, 2), (4, 4), (7, 4)])
+def test_interrupted_bench_keeps_what_is_done(visit, expected, quick, tmp_path, capsys, monkeypatch):
+    """Ctrl-C, or a kill, in the first or in a later round."""
+    right, visits = measure.Measurement.round, []
 
-    def interrupted(row, *rest):
-        if row == quick[1]:
-            raise KeyboardInterrupt
-        yield from right(row, *rest)
+    def interrupted(measurement):
+        visits.append(measurement.row)
+        if len(visits) == visit:
+            os.kill(os.getpid(), signal.SIGTERM if visit % 2 else signal.SIGINT)
+        right(measurement)
 
-    monkeypatch.setattr(measure, "measure", interrupted)
+    monkeypatch.setattr(measure.Measurement, "round", interrupted)
     file = tmp_path / "rows.jsonl"
     assert main(["bench", "--suite", "both", "--peers", "naive", "--out", str(file)]) == 130
-    assert len(results.read(file)) == 2
+    assert visits == [*quick, *quick, *quick, *quick][:visit]
+    assert [result.impl for result in results.read(file)] == ["attnkern[blocked]", "naive"] * (expected // 2)
+    assert all(result.ms for result in results.read(file))
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_broken_gpu_ends_the_run_and_loses_nothing(quick, tmp_path, capsys, monkeypatch):
+    def broken(device):
+        if len(recovered := [*recoveries, 1]) == 5:
+            raise measure.Broken("no context")
+        recoveries[:] = recovered
+
+    recoveries = []
+    monkeypatch.setattr(measure, "_recover", broken)
+    file = tmp_path / "rows.jsonl"
+    assert main(["bench", "--suite", "both", "--peers", "naive", "--out", str(file)]) == 3
+    first, second, last = results.read(file)
+    assert first.ms and second.ms and last.error == "broke the GPU's context" and last.row == quick[1]
+    assert f"stopped at {quick[1].name}: no context" in capsys.readouterr().err
+
+
+def test_rounds(quick, tmp_path, monkeypatch):
+    """Checked once, timed in each; times of a contender that fails in a later one do not count."""
+    checks, right = [], measure.check
+    monkeypatch.setattr(measure, "check", lambda *of: checks.append(of) or right(*of))
+    measurement = measure.Measurement(ROWS[1], "cpu", ["blocked"], ["naive"])
+    for number in range(timing.ROUNDS["cpu"]):
+        measurement.round()
+        readings = measurement._turns.times["naive"]
+        assert len(checks) == 2 and len(readings) == number + 1
+    assert [result.error for result in measurement.results()] == [None, None]
+    calls = measure.calls
+
+    def fails_once(row, contender, *rest):
+        if contender.name == "naive":
+            raise MemoryError
+        return calls(row, contender, *rest)
+
+    monkeypatch.setattr(measure, "calls", fails_once)
+    measurement.round()
+    monkeypatch.undo()
+    measurement.round()
+    ours, naive = measurement.results()
+    assert ours.ms and naive.ms is None and naive.error.startswith("out of memory")
 
 
 @pytest.mark.parametrize(
@@ -241,14 +289,13 @@ def test_bench_does_not_write_into_other_files(quick, capsys, tmp_path):
     assert file.read_text() == "words\n"
 
 
-def written(path: Path, **medians: float) -> str:
+def written(path: Path, device: str = "X", **medians: float) -> str:
     """A file of one result for each implementation."""
     lines = []
     for impl, median in medians.items():
         ms = {"median": median, "p20": 0.9 * median, "p80": 1.1 * median} if median else None
-        result = Result(
-            ROWS[0], impl, ms=ms, error=None if median else "out of memory", machine={"device": "X", "run": "1"}
-        )
+        role, error = "ours" if "attnkern" in impl else "peer", None if median else "out of memory"
+        result = Result(ROWS[0], impl, role, ms=ms, error=error, machine={"device": device, "run": "1"})
         lines.append(results.to_json(result))
     path.write_text("\n".join(lines))
     return str(path)
@@ -262,6 +309,22 @@ def test_compare_shows_what_changed_beyond_noise(tmp_path, capsys):
     assert "2.00 (1.80-2.20) -> 4.00 (3.60-4.40) ms, +100.0%" in out.replace(" ms ->", " ->")
     assert "out of memory" in out and "sdpa" not in out
     assert "2 changed, 1 alike within noise, 1 only before, 0 only after" in out
+
+
+def test_compare_takes_out_what_the_machine_changed(tmp_path, capsys):
+    """As the peers tell: one of ours that took as much longer as they did has not changed."""
+    peers = [f"peer {number}" for number in range(9)]
+    before = written(tmp_path / "a.jsonl", **dict.fromkeys(peers, 1.0), **{"attnkern[a]": 1.0, "attnkern[b]": 1.0})
+    times = dict.fromkeys(peers, 1.5) | {"peer 3": 1.6, "peer 4": 1.4, "attnkern[a]": 1.5, "attnkern[b]": 1.0}
+    after = written(tmp_path / "b.jsonl", **times)
+    assert main(["bench", "--compare", before, after]) == 0
+    out = capsys.readouterr().out
+    assert "peers took 1.50 times as long" in out and "attnkern[b]" in out and "-33.3%" in out
+    assert "1 changed, 10 alike within noise" in out
+    other = written(tmp_path / "c.jsonl", device="Y", **times)
+    assert main(["bench", "--compare", before, other]) == 0
+    out = capsys.readouterr().out
+    assert "the devices differ" in out and "peers took" not in out and "10 changed, 1 alike" in out
 
 
 def test_compare_without_a_file(tmp_path, capsys):

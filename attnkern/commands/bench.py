@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--peers", metavar="NAMES", help="whom to measure beside attnkern, '' for nobody (default: all there are)")
     add("--backends", metavar="NAMES", help="backends of attnkern to measure (default: those for the device)")
     add("--device", metavar="NAME", help="cpu or cuda (default: the GPU, where there is one)")
-    add("--seconds", type=float, metavar="S", help="begin no row after that time")
+    add("--seconds", type=float, metavar="S", help="begin no row after that time, nor any further round")
     add("--out", type=Path, default=FILE, metavar="JSONL", help="results are appended to it (default: %(default)s)")
     add("--compare", nargs=2, type=Path, metavar=("A", "B"), help="measure nothing: show what changed from A to B")
 
