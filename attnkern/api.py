@@ -209,8 +209,8 @@ def attention_over_attention(
     """Attention-over-Attention (Cui et al. 2017, arXiv 1607.04423): where in the document the answer stands.
 
     Of the scores `M = document question^T`, `alpha` is the softmax of each column, over the document, and `beta` the
-    mean over document words of the softmax of each row, over the question; the result is `alpha beta`. M is
-    never stored: memory grows with `Ld + Lq`.
+    mean over document words of the softmax of each row, over the question; the result is `alpha beta`. Memory
+    grows with `Ld + Lq`: M is not stored, unless (for a gradient on a CPU) it takes half the document's memory at most.
 
     Args:
         document: `(B, Ld, E)`, or any leading dimensions; float16, bfloat16, float32 or float64.
@@ -238,7 +238,7 @@ def attention_over_attention(
         dtype = torch.promote_types(document.dtype, torch.float32)
         result = reference.attention_over_attention(document.to(dtype), question.to(dtype), *masks).to(document.dtype)
     else:
-        result = aoa.attention_over_attention(document, question, *masks, backend)[0]
+        result = aoa.attention_over_attention(document, question, *masks, backend)
     return result.reshape(shape)
 
 

@@ -22,6 +22,8 @@ CASES = [
     (2, 65, 128, 130, True, True),
     (1, 130, 200, 16, True, False),
     (1, 1000, 30, 24, False, False),
+    (2, 130, 20, 48, True, False),
+    (3, 70, 16, 64, True, True),
 ]
 BACKENDS = ["reference", "blocked", "triton"]
 
@@ -60,7 +62,7 @@ def on(backend):
 )
 def test_budget(backend, dtype, case, device, poisoned_memory, monkeypatch):
     if case[1] == 130:  # tiles shorter than the document, and more than one pass over the batch
-        monkeypatch.setattr("attnkern.backends.aoa_blocked.TILE_BYTES", {"cpu": 8 * 200 * 50})
+        monkeypatch.setattr("attnkern.backends.aoa_blocked.TILE_BYTES", {"cpu": 8 * 50 * case[2]})
     document, question, *masks = tensors(*case, dtype, device)
     exact = results(reference.attention_over_attention, document.double(), question.double(), *masks)
     naive = results(reference.attention_over_attention, document, question, *masks)
@@ -74,9 +76,9 @@ def test_budget(backend, dtype, case, device, poisoned_memory, monkeypatch):
         assert error is None, f"{name}: {error}"
 
 
-def far_below(place, distance, device="cpu"):
+def far_below(place, distance, device="cpu", features=8):
     """A pair; the scores of one of its words lie that far below the others', high as they are."""
-    pair = dict(zip(("document", "question"), tensors(2, 70, 9, 8, device=device)))
+    pair = dict(zip(("document", "question"), tensors(2, 70, 9, features, device=device)))
     pair["document"][..., 1] = pair["question"][..., 1] = 10.0
     one = {"document": "question", "question": "document"}[place]
     pair[one][..., 0], pair[place][..., 0], pair[place][:, 3, 0] = 1.0, 0.0, -distance
@@ -85,9 +87,10 @@ def far_below(place, distance, device="cpu"):
 
 @pytest.mark.parametrize("distance", [0.0, 30.0, 90.0])
 @pytest.mark.parametrize("place", ["document", "question"])
+@pytest.mark.parametrize("features", [8, 32])
 @pytest.mark.parametrize("backend", ["blocked", "triton"])
-def test_a_word_far_below_the_others(backend, place, distance, device):
-    document, question, *masks = far_below(place, distance, device)
+def test_a_word_far_below_the_others(backend, features, place, distance, device):
+    document, question, *masks = far_below(place, distance, device, features)
     exact = results(reference.attention_over_attention, document.double(), question.double(), *masks)
     naive = results(reference.attention_over_attention, document, question, *masks)
     for name, result in results(on(backend), document, question, *masks).items():
@@ -149,8 +152,9 @@ def test_gradcheck():
 
 def test_opcheck():
     document, question, *masks = tensors(2, 20, 6, 8, masked=True)
-    args = (document.requires_grad_(), question.requires_grad_(), *masks, None)
-    torch.library.opcheck(torch.ops.attnkern.attention_over_attention, args)
+    for keep in (False, True):
+        args = (document.requires_grad_(), question.requires_grad_(), *masks, keep, None)
+        torch.library.opcheck(torch.ops.attnkern.attention_over_attention, args)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -223,7 +227,20 @@ def test_a_question_of_one_tile_takes_fewer_sweeps(len_q, launched, device, monk
     assert seen == launched
 
 
-def test_the_matrix_is_never_stored():
+@pytest.mark.parametrize(("len_q", "keeps"), [(16, True), (17, False)])
+def test_exponentials_are_kept_where_they_are_few(len_q, keeps):
+    """Then, and only where a gradient is wanted, the backward has them, half as large as the document at most."""
+    document, question, *masks = tensors(2, 300, len_q, 32)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        attention_over_attention(document.requires_grad_(), question, *masks)
+    (kept,) = (tensor for tensor in saved if tensor.dim() == 3 and tensor.shape[2] == len_q)
+    assert kept.shape == (2, 300 if keeps else 0, len_q)
+    if keeps:
+        torch.testing.assert_close(kept / kept.sum(2, keepdim=True), (document @ question.mT).softmax(2))
+
+
+def test_a_long_question_is_never_stored():
     """Peak memory above the inputs', forward and backward, in a fresh process: the matrix alone would take 256 MiB."""
     script = """
 import resource, torch, attnkern

@@ -13,24 +13,38 @@ from attnkern.backends import aoa_shared
 from attnkern.backends.tiles import LOG2E, NEG_INF, TILE_BYTES, TILE_BYTES_ELSEWHERE, exp_
 
 FEWEST_WORDS = 16  # of the document in a tile
+KEPT = 1 / 2  # of the document's own size: what exponentials kept for the backward take at most
 Words = tuple[int, int]  # `[begin, end)`
 
 
+def keeps(width: int, features: int, dtype: torch.dtype, device: str) -> bool:
+    """Whether questions of `width` words are so short that a backward had better not make its scores anew."""
+    size = torch.promote_types(dtype, torch.float32).itemsize
+    return device == "cpu" and width * size <= KEPT * features * dtype.itemsize
+
+
 def forward(
-    document: Tensor, question: Tensor, document_mask: Tensor | None, question_mask: Tensor | None
+    document: Tensor,
+    question: Tensor,
+    document_mask: Tensor | None,
+    question_mask: Tensor | None,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The attention `(B, Ld)`, the lse of rows `(B, Ld)` and columns `(B, Lq)`, and beta `(B, Lq)`.
 
-    The lse is some finite number where there is nothing to sum.
+    The lse is some finite number where there is nothing to sum. Fills `kept`, `(B, Ld, Lq)`, with the exponentials of
+    scores that `backward` may be given: 0 where they are of no use.
     """
     dtype = torch.promote_types(document.dtype, torch.float32)
     attention = document.new_empty(document.shape[:2])
     row_lse = torch.empty_like(attention, dtype=dtype)
     column_lse = question.new_empty(question.shape[:2], dtype=dtype)
     beta = torch.empty_like(column_lse)
-    for pair in _pairs(document, question, document_mask, question_mask):
+    for pair in _pairs(document, question, document_mask, question_mask, kept):
         if pair.may_ask and aoa_shared.forward(pair, attention, row_lse, column_lse, beta):
             continue
+        if pair.kept is not None:
+            pair.kept.zero_()
         top = pair.new_columns(torch.finfo(dtype).min)
         total, sums = pair.new_columns(0.0), pair.new_columns(0.0)
         for words in pair.tiles:
@@ -63,6 +77,7 @@ def backward(
     question: Tensor,
     document_mask: Tensor | None,
     question_mask: Tensor | None,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of document and question, through that of the scores M.
 
@@ -70,7 +85,7 @@ def backward(
     `dM = A * beta * (grad - g) + B * (g - h) / n`, n the number of document words.
     """
     grad_document, grad_question = torch.empty_like(document), torch.empty_like(question)
-    for pair in _pairs(document, question, document_mask, question_mask):
+    for pair in _pairs(document, question, document_mask, question_mask, kept):
         if pair.may_ask and aoa_shared.backward(pair, grad_document, grad_question, grad, beta):
             continue
         grad_columns, total = pair.new_columns(0.0), pair.new_columns(0.0)  # g
@@ -112,9 +127,11 @@ class _Pair:
         question: Tensor,
         document_mask: Tensor | None,
         question_mask: Tensor | None,
+        kept: Tensor | None,
     ):
         self.batch = batch
         self._space, self._document = space, document
+        self.kept = None if kept is None else kept[batch]
         self.question = question[batch].to(space.dtype)
         length = document.shape[1]
         self.tiles = [(begin, min(begin + longest, length)) for begin in range(0, length, longest)]
@@ -148,11 +165,14 @@ class _Pair:
         first = words[:, :1] if self._hidden is None else words.take_along_dim(self._hidden.int().argmin(1, True), 1)
         return (first.to(self._space.dtype) @ self.question.mT).amax(2, keepdim=True)
 
-    def exponentials(self, words: Words, top: Tensor) -> Tensor:
-        """`exp(scores - top)`, `(n, words, Lq)`, in memory of its own; 0 for hidden words."""
+    def exponentials(self, words: Words, top: Tensor | None) -> Tensor:
+        """`exp(scores - top)`, `(n, words, Lq)`, 0 for hidden words; those kept if `top` is None. Never changed."""
+        masses = self.tile(0, words) if self.kept is None else self.kept[:, slice(*words)]
+        if top is None:
+            return masses
         bias = top * -LOG2E if self._bias is None else top * -LOG2E + self._bias
-        scores = torch.bmm(self.document(words), self.question.mT, out=self.tile(0, words))
-        masses = torch.add(bias, scores, alpha=LOG2E, out=scores).exp2_()
+        torch.bmm(self.document(words), self.question.mT, out=masses)
+        torch.add(bias, masses, alpha=LOG2E, out=masses).exp2_()
         return masses if self._hidden is None else masses.masked_fill_(self._hidden[:, slice(*words)], 0.0)
 
     def scores(self, words: Words) -> Tensor:
@@ -201,7 +221,13 @@ def tile(length: int, width: int, dtype: torch.dtype, device: str) -> tuple[int,
     return words, max(1, scores // (width * words))
 
 
-def _pairs(document: Tensor, question: Tensor, *masks: Tensor | None) -> Iterator[_Pair]:
+def _pairs(
+    document: Tensor,
+    question: Tensor,
+    document_mask: Tensor | None,
+    question_mask: Tensor | None,
+    kept: Tensor | None,
+) -> Iterator[_Pair]:
     """The whole batch, as many at a time as fit a tile."""
     batch, length, _ = document.shape
     width = question.shape[1]
@@ -209,8 +235,9 @@ def _pairs(document: Tensor, question: Tensor, *masks: Tensor | None) -> Iterato
     together = max(1, min(together, batch))
     dtype = torch.promote_types(document.dtype, torch.float32)
     space = question.new_empty(3, together * longest * width, dtype=dtype)
+    rest = longest, space, document, question, document_mask, question_mask, kept
     for begin in range(0, batch, together):
-        yield _Pair(slice(begin, min(begin + together, batch)), longest, space, document, question, *masks)
+        yield _Pair(slice(begin, min(begin + together, batch)), *rest)
 
 
 def _exponential(scores: Tensor, lse: Tensor, out: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def forward(pair, attention: Tensor, row_lse: Tensor, column_lse: Tensor, beta: 
         pair.put(row_lse, row_total.log() + top, words)
         total += masses.sum(1, keepdim=True)
         # products with 1 / row_total would round at every word, and a product adds up less exactly than a sum
-        sums += masses.div_(row_total).sum(1, keepdim=True)
+        sums += torch.div(masses, row_total, out=pair.tile(1, words)).sum(1, keepdim=True)
     if not _is_known(total):
         return False
     sums /= pair.count
@@ -30,16 +30,15 @@ def forward(pair, attention: Tensor, row_lse: Tensor, column_lse: Tensor, beta: 
     pair.put(beta, sums.mT)
     weights = (sums / total).mT
     for words in pair.tiles:
-        if pair.is_one_tile:
-            pair.put(attention, masses @ weights * row_total)
-        else:
-            pair.put(attention, pair.exponentials(words, top) @ weights, words)
+        if not pair.is_one_tile:
+            masses = pair.exponentials(words, top if pair.kept is None else None)
+        pair.put(attention, masses @ weights, words)
     return True
 
 
 def backward(pair, grad_document: Tensor, grad_question: Tensor, grad: Tensor, beta: Tensor) -> bool:
     """Fills the pair's part of both gradients; see `aoa_blocked.backward`."""
-    top, grad = pair.top(), pair.take(grad)
+    top, grad = pair.top() if pair.kept is None else None, pair.take(grad)
     total, grad_columns = pair.hidden_columns.clone(), pair.new_columns(0.0)  # g
     for words in pair.tiles:
         masses = pair.exponentials(words, top)
@@ -60,9 +59,9 @@ def backward(pair, grad_document: Tensor, grad_question: Tensor, grad: Tensor, b
         scale = 1 / (row_total * pair.count)
         mean = masses @ grad_columns.mT / row_total  # h
         left = torch.cat((grad[:, slice(*words)], torch.ones_like(scale), scale, -scale * mean), 2)
-        masses *= torch.bmm(left, right, out=pair.tile(1, words))
-        pair.put_product(grad_document, masses, pair.question, words)
-        sums.baddbmm_(masses.mT, pair.document(words))
+        grad_scores = torch.bmm(left, right, out=pair.tile(1, words)).mul_(masses)
+        pair.put_product(grad_document, grad_scores, pair.question, words)
+        sums.baddbmm_(grad_scores.mT, pair.document(words))
     pair.put(grad_question, sums)
     return True
 

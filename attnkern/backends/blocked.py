@@ -132,7 +132,7 @@ def backward(
             tile = block.tile(keys)
             weights, grad_score = terms.score_gradient(tile)
             if grad_output is not None:
-                block.add_keys(grad_value, keys, weights.mT @ terms.grad_output)
+                block.add_keys(grad_value, keys, weights, terms.grad_output)
             if needs_mask:
                 block.add_mask(grad_mask, keys, block.as_heads(grad_score))
             if tile.slope is not None:
@@ -141,7 +141,7 @@ def backward(
                 block_grad_query = torch.bmm(grad_score, tile.key)
             else:
                 block_grad_query.baddbmm_(grad_score, tile.key)
-            block.add_keys(grad_key, keys, grad_score.mT @ block.query)
+            block.add_keys(grad_key, keys, grad_score, block.query)
         if block_grad_query is not None:
             block.put_rows(grad_query, block_grad_query.mul_(problem.scale))
         if problem.sigma:
@@ -192,8 +192,8 @@ class _RowTerms:
             surprise = (tile.scores - self.lse.unsqueeze(-1)).clamp_(min=FAR).mul_(self.entropy)
         weights = tile.weights(self.lse)
         final = weights if factor is None else weights * factor
-        if gradient is None:
-            return final, weights * (-self.row if surprise is None else surprise.neg_().sub_(self.row))
+        if gradient is None:  # and there is no value whose gradient needs the weights
+            return final, weights.mul_(-self.row if surprise is None else surprise.neg_().sub_(self.row))
         if self.whole_row:
             self.row = self.row + torch.linalg.vecdot(weights, gradient).unsqueeze(-1)
         if problem.sigma and not problem.renormalize:

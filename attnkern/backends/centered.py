@@ -94,8 +94,8 @@ class CenteredBlock(Block):
         taken.flatten(0, 1).index_fill_(0, self._out_of_sight(keys), 0.0)
         return taken.to(self.problem.compute_dtype)
 
-    def add_keys(self, tensor: Tensor, keys: tuple[int, int], part: Tensor) -> None:
-        rows = tensor.view(-1, tensor.shape[-1])
+    def add_keys(self, tensor: Tensor, keys: tuple[int, int], left: Tensor, right: Tensor) -> None:
+        rows, part = tensor.view(-1, tensor.shape[-1]), torch.bmm(left.mT, right)
         rows.index_add_(0, self._row_numbers(tensor, self._places(keys), keys), part.flatten(0, 1))
 
     def as_heads(self, scores: Tensor) -> Tensor:

@@ -71,9 +71,9 @@ class Block:
         """A tile of `(B, Hkv, Lk, ...)`, as `(n, keys, ...)`; a view if the tensor is contiguous."""
         return tensor[self.batch, self.heads, slice(*keys)].flatten(0, 1).to(self.problem.compute_dtype)
 
-    def add_keys(self, tensor: Tensor, keys: tuple[int, int], part: Tensor) -> None:
-        """Adds `(n, keys, ...)` to a tile of a contiguous `(B, Hkv, Lk, ...)`."""
-        self.take_keys(tensor, keys).add_(part)
+    def add_keys(self, tensor: Tensor, keys: tuple[int, int], left: Tensor, right: Tensor) -> None:
+        """Adds `left^T right`, `(n, keys, E)`, to a tile of a contiguous `(B, Hkv, Lk, E)` in the compute dtype."""
+        self.take_keys(tensor, keys).baddbmm_(left.mT, right)
 
     def as_heads(self, scores: Tensor) -> Tensor:
         """`(n, group * rows, keys)` viewed as `(batch, heads, rows, keys)`."""
@@ -178,8 +178,9 @@ class Tile:
             self.scores = product.mul_(problem.softcap)
             if band is not None:
                 self.scores += band
-        elif band is None:
-            self.scores = torch.bmm(query, key).mul_(problem.scale)
+        elif band is None:  # the product scales at no cost
+            space = query.new_empty(query.shape[0], query.shape[1], key.shape[2])
+            self.scores = space.baddbmm_(query, key, beta=0, alpha=problem.scale)
         else:  # the product adds the band at no cost
             self.scores = torch.baddbmm(band, query, key, alpha=problem.scale, out=block.take_band(keys))
         if bias is not None:

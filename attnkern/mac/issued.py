@@ -181,17 +181,19 @@ def _aoa_reference(problem: Problem, backward: bool) -> list[Pass]:
 
 
 def _aoa_blocked(problem: Problem, backward: bool) -> list[Pass]:
-    """A document and its question that fit one tile keep its scores for the second sweep.
+    """A document and its question that fit one tile keep its scores for the second sweep; few scores are all kept.
 
     On a CPU as long as one exponential serves both softmaxes (`backends/aoa_shared.py`).
     """
-    pairs, score, shared = problem.pairs(), problem.head_dim, problem.device == "cpu"
-    words, _ = load("aoa_blocked").tile(problem.len_q, problem.len_k, problem.dtype, problem.device)
-    again = score * (words < problem.len_q)
-    found = [Pass("first words", problem.batch * problem.len_k, score)] * shared
+    pairs, score, shared, module = problem.pairs(), problem.head_dim, problem.device == "cpu", load("aoa_blocked")
+    words, _ = module.tile(problem.len_q, problem.len_k, problem.dtype, problem.device)
+    kept = backward and module.keeps(problem.len_k, score, problem.dtype, problem.device)
+    again = score * (words < problem.len_q and not kept)
+    found = [Pass("first words", problem.batch * problem.len_k, score)] * (shared and not kept)
     if backward:
         gradient = 2 * score + 1 + 4 * shared  # times a matrix of rank four
-        return [*found, Pass("tiles, columns", pairs, score + 1), Pass("tiles", pairs, again + gradient)]
+        first = score * (not kept) + 1
+        return [*found, Pass("tiles, columns", pairs, first), Pass("tiles", pairs, again + gradient)]
     return [*found, Pass("tiles, columns", pairs, score), Pass("tiles", pairs, again + 1)]
 
 
