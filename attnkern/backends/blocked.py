@@ -116,7 +116,7 @@ def backward(
         return banded.backward(problem, inputs, output, lse, grad_output, backward)
 
     dtype, device = problem.compute_dtype, inputs.key.device
-    grad_query = torch.zeros_like(inputs.query)
+    grad_query = torch.empty_like(inputs.query)
     grad_key = torch.zeros(inputs.key.shape, dtype=dtype, device=device)
     grad_value = torch.zeros(inputs.value.shape, dtype=dtype, device=device) if grad_output is not None else None
     grad_mask = torch.zeros(inputs.attn_mask.shape, dtype=dtype, device=device) if needs_mask else None
@@ -127,7 +127,7 @@ def backward(
             terms = unnormalised.RowTerms(block, grad_output)
         else:
             terms = _RowTerms(block, tiles, lse, grad_output, grad_weights, row, entropy)
-        block_grad_query = None
+        block_grad_query = None if tiles else torch.zeros_like(block.query)
         for keys in tiles:
             tile = block.tile(keys)
             weights, grad_score = terms.score_gradient(tile)
@@ -141,13 +141,12 @@ def backward(
                 block_grad_query = torch.bmm(grad_score, tile.key)
             else:
                 block_grad_query.baddbmm_(grad_score, tile.key)
-            block.add_keys(grad_key, keys, grad_score, block.query)
-        if block_grad_query is not None:
-            block.put_rows(grad_query, block_grad_query.mul_(problem.scale))
+            block.add_keys(grad_key, keys, grad_score, block.query, problem.scale)
+        block.put_rows(grad_query, block_grad_query.mul_(problem.scale))
         if problem.sigma:
             block.put_rows(grad_center, terms.grad_center / block.sigma)
             block.put_rows(grad_sigma, terms.grad_sigma / block.sigma)
-    return Gradients(grad_query, grad_key.mul_(problem.scale), grad_value, grad_mask, grad_center, grad_sigma)
+    return Gradients(grad_query, grad_key, grad_value, grad_mask, grad_center, grad_sigma)
 
 
 def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -71,9 +71,9 @@ class Block:
         """A tile of `(B, Hkv, Lk, ...)`, as `(n, keys, ...)`; a view if the tensor is contiguous."""
         return tensor[self.batch, self.heads, slice(*keys)].flatten(0, 1).to(self.problem.compute_dtype)
 
-    def add_keys(self, tensor: Tensor, keys: tuple[int, int], left: Tensor, right: Tensor) -> None:
-        """Adds `left^T right`, `(n, keys, E)`, to a tile of a contiguous `(B, Hkv, Lk, E)` in the compute dtype."""
-        self.take_keys(tensor, keys).baddbmm_(left.mT, right)
+    def add_keys(self, tensor: Tensor, keys: tuple[int, int], left: Tensor, right: Tensor, scale: float = 1.0) -> None:
+        """Adds `scale left^T right`, `(n, keys, E)`, to a tile of a contiguous `(B, Hkv, Lk, E)`."""
+        self.take_keys(tensor, keys).baddbmm_(left.mT, right, alpha=scale)
 
     def as_heads(self, scores: Tensor) -> Tensor:
         """`(n, group * rows, keys)` viewed as `(batch, heads, rows, keys)`."""
