@@ -66,9 +66,9 @@ def is_sound(lse: Tensor) -> bool:
 def forward(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     query, key, value, bias, empty = _prepared(problem, inputs)
     output, lse = flash(query, key, value, 0.0, problem.causal and bias is None, attn_mask=bias, scale=problem.scale)
+    if not output.transpose(1, 2).is_contiguous():
+        output = new_output(inputs.query, inputs.value).copy_(output)
     lse = lse.contiguous()
-    wanted = new_output(inputs.query, inputs.value)
-    output = output if output.stride() == wanted.stride() else wanted.copy_(output)
     return output, lse if empty is None else lse.masked_fill_(empty, NEG_INF)
 
 
