@@ -28,7 +28,7 @@ class Runs(NamedTuple):
     rows: the queries' numbers.
     first, last: the keys that each may look at, but for a mask; none if the last comes before the first.
     begin, end: the keys in sight of a whole run, `(B, H, runs, 1)`.
-    gaps: whether some of those are in no query's sight, `(B, H, runs)`.
+    gaps: whether some of those may be in no query's sight, `(B, H, runs)`.
     """
 
     rows: Tensor
@@ -50,12 +50,13 @@ class Runs(NamedTuple):
             last = (anchors + right).clamp_(-1, problem.len_k - 1)
         begin = first[..., :1]
         end = torch.maximum(begin, last[..., -1:] + 1)
-        gaps = (begin >= end).squeeze(-1).logical_or_(torch.tensor(problem.causal))
+        gaps = (begin >= end).squeeze(-1)
         if UNLIMITED not in (left, right):
             gaps |= (anchors.diff(dim=-1) > left + right + 1).any(-1)
         if problem.causal:
             offset = problem.query_offset if inputs.offsets is None else inputs.offsets.view(-1, 1, 1, 1)
             last = torch.minimum(last, rows + offset)
+            gaps.fill_(True)
         return cls(rows, first, last, begin, end, gaps)
 
     def part(self, batch: slice, heads: slice, runs: slice) -> "Runs":
