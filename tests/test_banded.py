@@ -55,6 +55,22 @@ def test_keys_that_nobody_sees_are_not_read():
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(output.sum(), inputs))
 
 
+def test_what_is_remembered_of_a_window_serves_every_mode():
+    """Masks made in inference mode serve a call that has a gradient, to the bit."""
+    inputs = [tensor.float().requires_grad_() for tensor in tensors()]
+    found = []
+    for first in (torch.inference_mode(), torch.enable_grad()):
+        banded._mask.cache_clear()
+        sdpa._bias_of_window.cache_clear()
+        with first:
+            attnkern.local_attention(*inputs, window=(40, 25))
+        output = attnkern.local_attention(*inputs, window=(40, 25))
+        found.append((output, *torch.autograd.grad(output.square().sum(), inputs)))
+        assert banded._mask.cache_info().hits and sdpa._bias_of_window.cache_info().hits
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_an_overflow_goes_to_the_tiles():
     query, key, value = (tensor.float() for tensor in tensors())
     query[0, 0, 200], key[0, 0, 200] = 1e20, 1e20

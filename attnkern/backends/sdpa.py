@@ -1,6 +1,7 @@
 """Torch's own fused CPU kernel, for global attention and for windows that leave little out; see also `banded`."""
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_back
 
 
 MASK_SIZE = 1 << 22  # entries of the largest mask made to hold a window
+REMEMBERED = 1 << 17  # entries of the largest that is kept for the next call: it takes as long as a small product
 COVERAGE = 0.4  # share of the score matrix from which masking it beats walking its tiles
 
 
@@ -95,27 +97,46 @@ def _prepared(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor,
     """Inputs as the kernel wants them: an additive mask, unreachable keys cleared, empty rows found."""
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in inputs[:3])
     mask = inputs.attn_mask
-    if mask is None and is_plain(problem):
-        return query, key, value, None, None
-    allowed = None if mask is None else mask if mask.dtype == torch.bool else mask != NEG_INF
-    if not is_plain(problem):
-        allowed = _band(problem) if allowed is None else _band(problem) & allowed
-    bias = torch.zeros(allowed.shape, dtype=query.dtype)
-    if problem.mask == "float":
+    if mask is None:
+        if is_plain(problem):
+            return query, key, value, None, None
+        sizes = problem.len_q, problem.len_k
+        make = _bias_of_window if sizes[0] * sizes[1] <= REMEMBERED else _bias_of_window.__wrapped__
+        bias, reachable, empty = make(*sizes, problem.band, problem.query_offset, query.dtype)
+    else:
+        allowed = mask if mask.dtype == torch.bool else mask != NEG_INF
+        if not is_plain(problem):
+            allowed = allowed & _inside(problem.len_q, problem.len_k, problem.band, problem.query_offset)
+        bias, reachable, empty = _bias(allowed, mask if problem.mask == "float" else None, query.dtype)
+    if reachable is not None:
+        key, value = torch.where(reachable, key, 0.0), torch.where(reachable, value, 0.0)
+    return query, key, value, bias, empty
+
+
+def _bias(allowed: Tensor, mask: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What is added to the scores; where keys are in some query's sight, and which rows are empty, if not all and none.
+
+    allowed: `(B|1, H|1, Lq|1, Lk|1)`.
+    """
+    bias = torch.zeros(allowed.shape, dtype=dtype, device="cpu")
+    if mask is not None:
         bias = bias + mask
     bias = bias.masked_fill_(~allowed, NEG_INF)
-    reachable = allowed.any(2).unsqueeze(-1)
-    if not reachable.all():
-        key, value = torch.where(reachable, key, 0.0), torch.where(reachable, value, 0.0)
-    return query, key, value, bias, ~allowed.any(-1)
+    reachable, empty = allowed.any(2).unsqueeze(-1), ~allowed.any(-1)
+    return bias, None if reachable.all() else reachable, empty if empty.any() else None
 
 
-def _band(problem: Problem) -> Tensor:
+@lru_cache(maxsize=8)
+def _bias_of_window(len_q: int, len_k: int, band: tuple[int, int], offset: int, dtype: torch.dtype):
+    return _bias(_inside(len_q, len_k, band, offset), None, dtype)
+
+
+def _inside(len_q: int, len_k: int, band: tuple[int, int], offset: int) -> Tensor:
     """Where the window lets a query look: bool `(1, 1, Lq, Lk)`."""
-    left, right = problem.band
-    inside = torch.ones(1, 1, problem.len_q, problem.len_k, dtype=torch.bool)
+    left, right = band
+    inside = torch.ones(1, 1, len_q, len_k, dtype=torch.bool, device="cpu")
     if left != UNLIMITED:
-        inside.triu_(problem.query_offset - left)
+        inside.triu_(offset - left)
     if right != UNLIMITED:
-        inside.tril_(problem.query_offset + right)
+        inside.tril_(offset + right)
     return inside
