@@ -126,7 +126,7 @@ def backward(
         if problem.kind == "mac":
             terms = unnormalised.RowTerms(block, grad_output)
         else:
-            terms = _RowTerms(block, tiles, lse, grad_output, grad_weights, row, entropy)
+            terms = _RowTerms(block, tiles, lse, output, grad_output, grad_weights, row, entropy)
         block_grad_query = None if tiles else torch.zeros_like(block.query)
         for keys in tiles:
             tile = block.tile(keys)
@@ -161,7 +161,9 @@ def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Te
 class _RowTerms:
     """What the backward of one block needs of its rows, besides their queries."""
 
-    def __init__(self, block: Block, tiles: list[tuple[int, int]], lse, grad_output, grad_weights, row, entropy):
+    def __init__(
+        self, block: Block, tiles: list[tuple[int, int]], lse, output, grad_output, grad_weights, row, entropy
+    ):
         def rows(tensor):
             return None if tensor is None else block.take_rows(tensor)
 
@@ -171,9 +173,14 @@ class _RowTerms:
         self.row = 0.0 if row is None else rows(row).unsqueeze(-1)
         self.entropy = None if entropy is None else rows(entropy).unsqueeze(-1)
         self.whole_row = len(tiles) == 1  # then the mean is at hand with the gradient
-        if not self.whole_row and (grad_output is not None or grad_weights is not None):
-            for keys in tiles:
-                self._add_to_mean(block.tile(keys))
+        through_output, through_weights = grad_output is not None, grad_weights is not None
+        if not self.whole_row and (through_output or through_weights):
+            # the mean of `grad_output . value` is that of the output, unless it was rounded
+            if through_weights or output is None or output.dtype != self.lse.dtype:
+                for keys in tiles:
+                    self._add_to_mean(block.tile(keys))
+            else:
+                self.row = self.row + torch.linalg.vecdot(self.grad_output, rows(output)).unsqueeze(-1)
 
         self.grad_center = self.grad_sigma = 0.0  # times sigma
 

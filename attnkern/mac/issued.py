@@ -88,7 +88,9 @@ def _blocked(problem: Problem, operation: Operation, sources: Sources) -> list[P
     found = [Pass("tiles", pairs, 3 * score + 2 * value * sources.output)]
     if problem.kind == "mac":  # whose rows have no mean
         return found
-    mean = again and (sources.output or sources.weights)  # of the gradients of a row's weights
+    # of the gradients of a row's weights; an output that was not rounded tells it
+    told = problem.selector not in HARD and not sources.weights and problem.dtype == problem.compute_dtype
+    mean = again and (sources.output or sources.weights) and not told
     return [Pass("tiles, mean", again, score + value * sources.output), *found] if mean else found
 
 
