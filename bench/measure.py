@@ -91,13 +91,14 @@ class Measurement:
 
     def _prepare(self, name: str, sets: list[tuple[Tensor, ...]]) -> list[timing.Call]:
         """The contender's calls on these inputs; checked when it is met first."""
-        contender, is_new = self._contenders[name], name not in self._ready
-        function = contender.build() if is_new else self._ready[name][0]
-        starts = check(self.row, contender, function, sets[0]).starts if is_new else self._ready[name][1]
+        contender = self._contenders[name]
+        if name in self._ready:
+            return calls(self.row, contender, *self._ready[name], sets)
+        function = contender.build()
+        starts = check(self.row, contender, function, sets[0]).starts
         made = calls(self.row, contender, function, starts, sets)
-        if is_new:
-            self._memory[name] = peak_memory(made[0], self._device)
-            self._ready[name] = function, starts
+        self._memory[name] = peak_memory(made[0], self._device)
+        self._ready[name] = function, starts
         return made
 
 
@@ -141,10 +142,7 @@ def calls(
         if row.phase == "training":
             made.append(partial(_train, function, leaves, wanted, starts))
         else:
-            results = function(*leaves)
-            ends = [results[name] for name in starts]
-            wanted, grads = list(wanted.values()), list(starts.values())
-            made.append(partial(torch.autograd.grad, ends, wanted, grads, retain_graph=True))
+            made.append(partial(_gradients, function(*leaves), wanted, starts, retain_graph=True))
     return made
 
 
@@ -174,8 +172,11 @@ def _train(function: Function, leaves: list[Tensor], wanted: dict[str, Tensor], 
     return _gradients(function(*leaves), wanted, starts)
 
 
-def _gradients(results: dict[str, Tensor], wanted: dict[str, Tensor], starts: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    return torch.autograd.grad([results[name] for name in starts], list(wanted.values()), list(starts.values()))
+def _gradients(
+    results: dict[str, Tensor], wanted: dict[str, Tensor], starts: dict[str, Tensor], retain_graph: bool = False
+) -> tuple[Tensor, ...]:
+    ends = [results[name] for name in starts]
+    return torch.autograd.grad(ends, list(wanted.values()), list(starts.values()), retain_graph=retain_graph)
 
 
 def peak_memory(call: Callable[[], object], device: str) -> int:

@@ -15,11 +15,11 @@ def test_row(row, contender, device, limits, benchmark):
     try:
         function = contender.build()
         starts = measure.check(row, contender, function, sets[0]).starts
+        calls = measure.calls(row, contender, function, starts, sets)
     except measure.WrongResult as error:
         pytest.fail(str(error))
     except Exception as error:
         pytest.skip(measure.first_line(error))
-    calls = measure.calls(row, contender, function, starts, sets)
 
     def last():  # waiting once a round: it takes longer than a small kernel
         calls[-1]()

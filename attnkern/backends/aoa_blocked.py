@@ -221,23 +221,16 @@ def tile(length: int, width: int, dtype: torch.dtype, device: str) -> tuple[int,
     return words, max(1, scores // (width * words))
 
 
-def _pairs(
-    document: Tensor,
-    question: Tensor,
-    document_mask: Tensor | None,
-    question_mask: Tensor | None,
-    kept: Tensor | None,
-) -> Iterator[_Pair]:
-    """The whole batch, as many at a time as fit a tile."""
+def _pairs(document: Tensor, question: Tensor, *rest: Tensor | None) -> Iterator[_Pair]:
+    """The whole batch, as many at a time as fit a tile; `rest` are both masks and what is kept."""
     batch, length, _ = document.shape
     width = question.shape[1]
     longest, together = tile(length, width, document.dtype, document.device.type)
     together = max(1, min(together, batch))
     dtype = torch.promote_types(document.dtype, torch.float32)
     space = question.new_empty(3, together * longest * width, dtype=dtype)
-    rest = longest, space, document, question, document_mask, question_mask, kept
     for begin in range(0, batch, together):
-        yield _Pair(slice(begin, min(begin + together, batch)), *rest)
+        yield _Pair(slice(begin, min(begin + together, batch)), longest, space, document, question, *rest)
 
 
 def _exponential(scores: Tensor, lse: Tensor, out: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ overlap: one call computes them all. The few queries before and after them are a
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -60,7 +59,7 @@ def forward(problem: Problem, inputs: Inputs, softmax: Softmax) -> tuple[Tensor,
     output = new_output(query, value)
     lse = query.new_empty(output.shape[:-1], dtype=problem.compute_dtype)
     begin, end = inner(problem)
-    mask = _mask(*problem.band, query.dtype)
+    mask = _mask(problem, query)
     for one in range(problem.batch):
         queries = query[one, :, begin:end].unflatten(1, (-1, ROWS))
         keys, values = (_windows(problem, tensor[one], begin, end) for tensor in (key, value))
@@ -86,7 +85,7 @@ def backward(
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in inputs[:3])
     grad_query = torch.zeros_like(query)
     grad_key, grad_value = (torch.zeros(t.shape, dtype=problem.compute_dtype) for t in (key, value))
-    mask, (left, right), stop = _mask(*problem.band, query.dtype), problem.band, inner(problem)[1]
+    mask, (left, right), stop = _mask(problem, query), problem.band, inner(problem)[1]
     together = ROWS * max(1, PART // (problem.heads * (left + ROWS + right) * problem.head_dim * query.itemsize))
     starts = range(inner(problem)[0], stop, together)
     for one, begin in itertools.product(range(problem.batch), starts):
@@ -134,8 +133,7 @@ def _windows(problem: Problem, tensor: Tensor, begin: int, end: int) -> Tensor:
     return seen.as_strided(shape, (heads, ROWS * row, row, one))
 
 
-@lru_cache(maxsize=8)
-def _mask(left: int, right: int, dtype: torch.dtype) -> Tensor:
+def _mask(problem: Problem, query: Tensor) -> Tensor:
     """`(1, 1, ROWS, keys of a block)`: 0 where a query looks, -inf elsewhere."""
-    inside = torch.ones(ROWS, left + ROWS + right, dtype=torch.bool, device="cpu").triu_(0).tril_(left + right)
-    return torch.zeros_like(inside, dtype=dtype).masked_fill_(~inside, sdpa.NEG_INF)[None, None]
+    left, right = problem.band
+    return sdpa.of_window(ROWS, left + ROWS + right, problem.band, left, query.dtype)[0]

@@ -230,12 +230,13 @@ def blocks(problem: Problem, inputs: Inputs) -> Iterator[CenteredBlock]:
     found = gaussians(problem, inputs)
 
     span = max(1, min(KEYS, int((runs.end - runs.begin).median())))
-    bits, budget = torch.finfo(problem.compute_dtype).bits, TILE_BYTES.get(problem.device, TILE_BYTES_ELSEWHERE)
-    together = max(1, 8 * budget // 2 // (bits * size * span))  # the other half is for the keys, which are gathered
+    budget = TILE_BYTES.get(problem.device, TILE_BYTES_ELSEWHERE) // 2  # the other half is for the gathered keys
+    together = max(1, budget // (problem.compute_dtype.itemsize * size * span))  # runs
     of_a_head = whole // size  # one head's lie close together in memory
     heads_at_once = min(max(1, together // of_a_head), problem.heads)
     batches_at_once = min(max(1, together // (problem.heads * of_a_head)), problem.batch)
-    at_once = -(-of_a_head // -(-of_a_head * heads_at_once * batches_at_once // together))  # alike many in every block
+    at_once = max(1, together // (heads_at_once * batches_at_once))
+    at_once = -(-of_a_head // -(-of_a_head // at_once))  # alike many in every block
     for b in range(0, problem.batch, batches_at_once):
         batch = slice(b, min(b + batches_at_once, problem.batch))
         for h in range(0, problem.heads, heads_at_once):

@@ -100,9 +100,8 @@ def _prepared(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor,
     if mask is None:
         if is_plain(problem):
             return query, key, value, None, None
-        sizes = problem.len_q, problem.len_k
-        make = _bias_of_window if sizes[0] * sizes[1] <= REMEMBERED else _bias_of_window.__wrapped__
-        bias, reachable, empty = make(*sizes, problem.band, problem.query_offset, query.dtype)
+        window = problem.len_q, problem.len_k, problem.band, problem.query_offset
+        bias, reachable, empty = of_window(*window, query.dtype)
     else:
         allowed = mask if mask.dtype == torch.bool else mask != NEG_INF
         if not is_plain(problem):
@@ -126,8 +125,16 @@ def _bias(allowed: Tensor, mask: Tensor | None, dtype: torch.dtype) -> tuple[Ten
     return bias, None if reachable.all() else reachable, empty if empty.any() else None
 
 
+def of_window(
+    len_q: int, len_k: int, band: tuple[int, int], offset: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`_bias` of a window alone; not to be changed, as it may serve the next call too."""
+    make = _remembered if len_q * len_k <= REMEMBERED else _remembered.__wrapped__
+    return make(len_q, len_k, band, offset, dtype)
+
+
 @lru_cache(maxsize=8)
-def _bias_of_window(len_q: int, len_k: int, band: tuple[int, int], offset: int, dtype: torch.dtype):
+def _remembered(len_q: int, len_k: int, band: tuple[int, int], offset: int, dtype: torch.dtype):
     return _bias(_inside(len_q, len_k, band, offset), None, dtype)
 
 
