@@ -210,7 +210,7 @@ def attention_over_attention(
 
     Of the scores `M = document question^T`, `alpha` is the softmax of each column, over the document, and `beta` the
     mean over document words of the softmax of each row, over the question; the result is `alpha beta`. Memory
-    grows with `Ld + Lq`: M is not stored, unless (for a gradient on a CPU) it takes half the document's memory at most.
+    grows with `Ld + Lq`: M is not stored, unless (for a gradient on a CPU) it takes no more than the document does.
 
     Args:
         document: `(B, Ld, E)`, or any leading dimensions; float16, bfloat16, float32 or float64.

@@ -227,9 +227,9 @@ def test_a_question_of_one_tile_takes_fewer_sweeps(len_q, launched, device, monk
     assert seen == launched
 
 
-@pytest.mark.parametrize(("len_q", "keeps"), [(16, True), (17, False)])
+@pytest.mark.parametrize(("len_q", "keeps"), [(31, True), (33, False)])
 def test_exponentials_are_kept_where_they_are_few(len_q, keeps):
-    """Then, and only where a gradient is wanted, the backward has them, half as large as the document at most."""
+    """Then, and only where a gradient is wanted, the backward has them, as large as the document at most."""
     document, question, *masks = tensors(2, 300, len_q, 32)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):

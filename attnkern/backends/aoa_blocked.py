@@ -4,7 +4,8 @@ Two sweeps over the tiles forward and two backward, each making its scores anew;
 question fit one tile, one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,14 +14,13 @@ from attnkern.backends import aoa_shared
 from attnkern.backends.tiles import LOG2E, NEG_INF, TILE_BYTES, TILE_BYTES_ELSEWHERE, exp_
 
 FEWEST_WORDS = 16  # of the document in a tile
-KEPT = 1 / 2  # of the document's own size: what exponentials kept for the backward take at most
 Words = tuple[int, int]  # `[begin, end)`
 
 
 def keeps(width: int, features: int, dtype: torch.dtype, device: str) -> bool:
-    """Whether questions of `width` words are so short that a backward had better not make its scores anew."""
+    """Whether exponentials take no more memory than the document: a backward then need not make its scores anew."""
     size = torch.promote_types(dtype, torch.float32).itemsize
-    return device == "cpu" and width * size <= KEPT * features * dtype.itemsize
+    return device == "cpu" and width * size <= features * dtype.itemsize
 
 
 def forward(
@@ -122,7 +122,7 @@ class _Pair:
         self,
         batch: slice,
         longest: int,
-        space: Tensor,
+        space: Callable[[int], Tensor],
         document: Tensor,
         question: Tensor,
         document_mask: Tensor | None,
@@ -132,29 +132,30 @@ class _Pair:
         self.batch = batch
         self._space, self._document = space, document
         self.kept = None if kept is None else kept[batch]
-        self.question = question[batch].to(space.dtype)
+        self.dtype = torch.promote_types(document.dtype, torch.float32)
+        self.question = question[batch].to(self.dtype)
         length = document.shape[1]
         self.tiles = [(begin, min(begin + longest, length)) for begin in range(0, length, longest)]
         self.is_one_tile = len(self.tiles) == 1
-        self.may_ask = space.is_cpu  # what numbers are like; a GPU would be stopped for it
+        self.may_ask = document.is_cpu  # what numbers are like; a GPU would be stopped for it
         self._hidden = self._bias = None
         self._is_finite = False  # then hidden words need not become 0
         self.count = length  # words of a document, at least 1; of each, `(n, 1, 1)`, with a mask
         self.hidden_rows, self.hidden_columns = self.question.new_zeros(1, length, 1), self.new_columns(0.0)  # 1 there
         if document_mask is not None:
             self._hidden = ~document_mask[batch, :, None]
-            self._is_finite = self.may_ask and bool(document[batch].sum(dtype=space.dtype).isfinite())
+            self._is_finite = self.may_ask and bool(document[batch].sum(dtype=self.dtype).isfinite())
             self.count = document_mask[batch].sum(1).clamp(min=1)[:, None, None]
-            self.hidden_rows = self._hidden.to(space.dtype)
+            self.hidden_rows = self._hidden.to(self.dtype)
         if question_mask is not None:
             hidden = ~question_mask[batch, None]
             self.question = self.question.masked_fill(hidden.mT, 0.0)
-            self.hidden_columns = hidden.to(space.dtype)
+            self.hidden_columns = hidden.to(self.dtype)
             self._bias = self.new_columns(0.0).masked_fill_(hidden, NEG_INF)
 
     def document(self, words: Words) -> Tensor:
         """A tile of the documents, `(n, words, E)`; hidden words are finite, whatever they hold."""
-        tile = self._document[self.batch, slice(*words)].to(self._space.dtype)
+        tile = self._document[self.batch, slice(*words)].to(self.dtype)
         if self._hidden is None or self._is_finite:
             return tile
         return tile.masked_fill(self._hidden[:, slice(*words)], 0.0)
@@ -163,7 +164,7 @@ class _Pair:
         """About as high as scores reach, `(n, 1, 1)`: the largest of the first word seen."""
         words = self._document[self.batch]
         first = words[:, :1] if self._hidden is None else words.take_along_dim(self._hidden.int().argmin(1, True), 1)
-        return (first.to(self._space.dtype) @ self.question.mT).amax(2, keepdim=True)
+        return (first.to(self.dtype) @ self.question.mT).amax(2, keepdim=True)
 
     def exponentials(self, words: Words, top: Tensor | None) -> Tensor:
         """`exp(scores - top)`, `(n, words, Lq)`, 0 for hidden words; those kept if `top` is None. Never changed."""
@@ -189,7 +190,7 @@ class _Pair:
     def tile(self, number: int, words: Words) -> Tensor:
         """One of three places for a tile `(n, words, Lq)`: fresh memory costs as much as a sweep over it."""
         shape = (self.question.shape[0], words[1] - words[0], self.question.shape[1])
-        return self._space[number, : shape[0] * shape[1] * shape[2]].view(shape)
+        return self._space(number)[: shape[0] * shape[1] * shape[2]].view(shape)
 
     def new_columns(self, value: float) -> Tensor:
         """`(n, 1, Lq)`."""
@@ -198,7 +199,7 @@ class _Pair:
 
     def take(self, tensor: Tensor, words: Words = (0, None)) -> Tensor:
         """The pair's part of `(B, L)`, `(n, words, 1)`."""
-        return tensor[self.batch, slice(*words), None].to(self._space.dtype)
+        return tensor[self.batch, slice(*words), None].to(self.dtype)
 
     def put(self, tensor: Tensor, part: Tensor, words: Words = (0, None)) -> None:
         """Writes the pair's part of `(B, L, ...)`."""
@@ -228,7 +229,7 @@ def _pairs(document: Tensor, question: Tensor, *rest: Tensor | None) -> Iterator
     longest, together = tile(length, width, document.dtype, document.device.type)
     together = max(1, min(together, batch))
     dtype = torch.promote_types(document.dtype, torch.float32)
-    space = question.new_empty(3, together * longest * width, dtype=dtype)
+    space = cache(lambda number: question.new_empty(together * longest * width, dtype=dtype))
     for begin in range(0, batch, together):
         yield _Pair(slice(begin, min(begin + together, batch)), longest, space, document, question, *rest)
 
