@@ -8,6 +8,7 @@ from torch.autograd import grad
 
 import attnkern
 from attnkern import AuxRequest
+from attnkern.backends import tiles
 
 NAN = float("nan")
 BATCH, HEADS, KV_HEADS, LEN_Q, LEN_K = 2, 4, 2, 111, 150
@@ -98,6 +99,30 @@ def test_masks(mask, window):
 @pytest.mark.parametrize(("len_q", "len_k"), [(1, 1), (63, 1), (1, 111), (65, 1000), (300, 63)])
 def test_lengths(len_q, len_k):
     check(tensors(len_q, len_k), window=(5, 5))
+
+
+@pytest.mark.parametrize("kilobytes", [1, 30, 150])
+@pytest.mark.parametrize("len_q", [32, 33, 300])
+def test_heads_in_several_blocks(kilobytes, len_q, monkeypatch):
+    """Parts of a head, of several, of a batch: each row comes back where it belongs."""
+    monkeypatch.setitem(tiles.TILE_BYTES, "cpu", kilobytes << 10)
+    check(tensors(len_q, 200), window=(5, 5))
+
+
+def test_rows_in_pieces_of_memory():
+    """Features apart from each other, rows and heads that are one, and a gradient that is one number."""
+    given = tensors()
+    given["key"] = given["key"].mT.contiguous().mT
+    given["query"] = given["query"].mT.contiguous().mT
+    given["value"] = given["value"][:, :1].expand_as(given["value"])
+    check(given, window=(6, 4))
+    gradients = []
+    for backend in ("blocked", "reference"):
+        query = given["query"].detach().requires_grad_()
+        options = {"enable_gqa": True, "backend": backend, "window": (6, 4)}
+        output = attnkern.local_attention(**given | {"query": query}, **options)
+        gradients += grad(output.sum(), query)
+    torch.testing.assert_close(*gradients)
 
 
 def test_no_keys(poisoned_memory):

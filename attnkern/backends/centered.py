@@ -1,6 +1,6 @@
 """Blocks of queries whose windows lie around real positions, different for every query and head.
 
-The queries of each head are taken in the order of their centres, so that a few neighbours' windows lie close together
+The queries of each head are put in the order of their centres, so that a few neighbours' windows lie close together
 however the centres scatter. Such a run of queries sees the keys from its first window to its last, gathered: the cost
 follows the windows. Every query head has its own order, so heads that share keys are no longer stacked.
 """
@@ -20,47 +20,67 @@ from attnkern.reference import FARTHEST_SIGMAS
 
 FARTHEST = 2**30  # positions beyond lie there
 FEWEST_ROWS = 32  # of a run
+PARTS = 4  # that a head's runs are taken in, where there are heads enough
 
 
 class Runs(NamedTuple):
     """Neighbours in the order of each head's queries by centre, a fixed number of them to a run; `(B, H, runs, rows)`.
 
     rows: the queries' numbers.
-    first, last: the keys that each may look at, but for a mask; none if the last comes before the first.
+    anchors: the keys that their windows lie around.
     begin, end: the keys in sight of a whole run, `(B, H, runs, 1)`.
     gaps: whether some of those may be in no query's sight, `(B, H, runs)`.
+    gaussian: what the queries' Gaussians are, if any.
     """
 
     rows: Tensor
-    first: Tensor
-    last: Tensor
+    anchors: Tensor
     begin: Tensor
     end: Tensor
     gaps: Tensor
+    gaussian: Gaussians | None
 
     @classmethod
-    def of(cls, problem: Problem, inputs: Inputs, rows: Tensor, anchors: Tensor, size: int) -> "Runs":
-        """Of queries in order, and what their windows are anchored at: `(B, H, N)`."""
-        rows, anchors = (tensor.unflatten(2, (-1, size)) for tensor in (rows, anchors))
+    def of(cls, problem: Problem, size: int, rows: Tensor, anchors: Tensor, *gaussian: Tensor) -> "Runs":
+        """Of queries in order, what their windows are anchored at, and their Gaussians: `(B, H, N)`."""
+        rows, anchors, *gaussian = (tensor.unflatten(2, (-1, size)) for tensor in (rows, anchors, *gaussian))
         left, right = problem.window
-        first, last = torch.zeros_like(anchors), torch.full_like(anchors, problem.len_k - 1)
+        first, last = anchors[..., :1], anchors[..., -1:]
+        begin, end = torch.zeros_like(first), torch.full_like(last, problem.len_k)
         if left != UNLIMITED:
-            first = (anchors - left).clamp_(0, problem.len_k)
+            begin = (first - left).clamp_(0, problem.len_k)
         if right != UNLIMITED:
-            last = (anchors + right).clamp_(-1, problem.len_k - 1)
-        begin = first[..., :1]
-        end = torch.maximum(begin, last[..., -1:] + 1)
+            end = torch.maximum(begin, (last + right + 1).clamp_(max=problem.len_k))
         gaps = (begin >= end).squeeze(-1)
         if UNLIMITED not in (left, right):
             gaps |= (anchors.diff(dim=-1) > left + right + 1).any(-1)
-        if problem.causal:
-            offset = problem.query_offset if inputs.offsets is None else inputs.offsets.view(-1, 1, 1, 1)
-            last = torch.minimum(last, rows + offset)
-            gaps.fill_(True)
-        return cls(rows, first, last, begin, end, gaps)
+        return cls(rows, anchors, begin, end, gaps | problem.causal, Gaussians(*gaussian) if gaussian else None)
 
-    def part(self, batch: slice, heads: slice, runs: slice) -> "Runs":
-        return Runs(*(tensor[batch, heads, runs] for tensor in self))
+    def part(self, *part: slice) -> "Runs":
+        """Some runs of some heads of some batch elements."""
+        gaussian = None if self.gaussian is None else Gaussians(*(tensor[part] for tensor in self.gaussian))
+        return Runs(*(tensor[part] for tensor in self[:-1]), gaussian)
+
+
+class Results:
+    """Of some heads' queries, kept until all are there, to be put in their own order at once.
+
+    That is several times as fast as to put each where it belongs.
+    """
+
+    def __init__(self, batch: slice, heads: slice, order: Tensor):
+        self._heads, self._shape = (batch, heads), order.shape
+        places = torch.arange(order.numel(), device=order.device).view(order.shape)
+        self._places = torch.empty_like(order).scatter_(2, order, places).flatten()  # of each query in the order
+        self._parts = {}
+
+    def put(self, tensor: Tensor, part: Tensor) -> None:
+        """The next `(b, h, rows, ...)` of a result `(B, H, Lq, ...)`, in the order."""
+        parts = self._parts.setdefault(id(tensor), [])
+        parts.append(part)
+        if sum(part.shape[2] for part in parts) == self._shape[2]:
+            in_order = torch.cat(self._parts.pop(id(tensor)), 2).flatten(0, 2)
+            tensor[self._heads] = in_order.index_select(0, self._places).view(*self._shape, *tensor.shape[3:])
 
 
 class CenteredBlock(Block):
@@ -73,13 +93,13 @@ class CenteredBlock(Block):
         batch: slice,
         heads: slice,
         runs: Runs,
-        gaussians: Gaussians | None,
+        results: Results,
     ):
-        self.problem, self.inputs, self._runs, self._gaussians = problem, inputs, runs, gaussians
+        self.problem, self.inputs, self._runs, self._results = problem, inputs, runs, results
+        self._batch = batch
         device = inputs.query.device
         self._batch_index = torch.arange(batch.start, batch.stop, device=device).view(-1, 1, 1, 1)
         self._head_index = torch.arange(heads.start, heads.stop, device=device).view(-1, 1, 1)
-        self._row_index = runs.rows  # (b, h, runs, rows)
         self.keys = 0, int((runs.end - runs.begin).max())
         # all runs take as many keys, from the first in sight or, near the end, from before it: (b, h, runs, 1)
         self._begin = runs.begin.clamp(max=problem.len_k - self.keys[1])
@@ -87,36 +107,33 @@ class CenteredBlock(Block):
         self._bands, self._numbers_found, self._out_of_sight_found = {}, {}, {}
 
     def take_rows(self, tensor: Tensor) -> Tensor:
-        index = self._batch_index, self._head_index, self._row_index
-        return self._take(tensor, index, None).to(self.problem.compute_dtype)
+        if _has_whole_rows(tensor):
+            taken = _memory_rows(tensor).index_select(0, self._row_numbers(tensor))
+        else:
+            taken = tensor[self._batch_index, self._head_index, self._runs.rows]
+        return taken.view(-1, self._runs.rows.shape[3], *tensor.shape[3:]).to(self.problem.compute_dtype)
 
     def put_rows(self, tensor: Tensor, rows: Tensor) -> None:
-        index, part = (self._batch_index, self._head_index, self._row_index), rows.to(tensor.dtype)
-        if (rows := _memory_rows(tensor)) is None:
-            tensor[index] = part.view(*self._row_index.shape, *tensor.shape[3:])
-        else:
-            rows.index_copy_(0, self._row_numbers(tensor, index, None), part.view(-1, *tensor.shape[3:]))
+        self._results.put(tensor, rows.view(*self._runs.rows.shape, *tensor.shape[3:]).flatten(2, 3))
 
     def take_keys(self, tensor: Tensor, keys: tuple[int, int]) -> Tensor:
         """A tile; keys out of their run's sight are 0."""
-        batch, head, number = self._places(keys)
-        if (rows := _memory_rows(tensor)) is None:
-            taken = tensor[batch, head, number].flatten(0, 2)
-        else:  # a run's keys lie at equal distances in memory: copied together
-            count, width, step = number.shape[-1], rows.stride(0), tensor.stride(2)
-            shape = len(rows) - (count - 1) * step // width, count, *rows.shape[1:]
-            windows = rows.as_strided(shape, (width, step, *rows.stride()[1:]))
-            taken = windows.index_select(0, self._row_numbers(tensor, (batch, head, number[..., :1]), keys[0]))
+        rows, count, (*_, step) = _memory_rows(tensor), keys[1] - keys[0], _steps(tensor)
+        # a run's keys lie at equal distances in memory: copied together
+        windows = rows.as_strided(
+            (len(rows) - (count - 1) * step, count, rows.shape[1]), (rows.stride(0), tensor.stride(2), 1)
+        )
+        taken = windows.index_select(0, self._row_numbers(tensor, keys[0]))
         taken.flatten(0, 1).index_fill_(0, self._out_of_sight(keys), 0.0)
         return taken.to(self.problem.compute_dtype)
 
     def add_keys(self, tensor: Tensor, keys: tuple[int, int], left: Tensor, right: Tensor, scale: float = 1.0) -> None:
-        rows, part = tensor.view(-1, tensor.shape[-1]), torch.bmm(left.mT, right)
-        rows.index_add_(0, self._row_numbers(tensor, self._places(keys), keys), part.flatten(0, 1), alpha=scale)
+        part = left.new_empty(len(left), left.shape[2], right.shape[2]).baddbmm_(left.mT, right, beta=0, alpha=scale)
+        tensor.view(-1, tensor.shape[3]).index_add_(0, self._row_numbers(tensor, keys), part.flatten(0, 1))
 
     def as_heads(self, scores: Tensor) -> Tensor:
         """`(n, rows, keys)` viewed as `(batch, heads, runs, rows, keys)`."""
-        return scores.view(*self._row_index.shape, -1)
+        return scores.view(*self._runs.rows.shape, -1)
 
     def take_mask(self, tensor: Tensor, keys: tuple[int, int]) -> Tensor:
         return tensor[self._mask_places(tensor, keys)]
@@ -130,13 +147,29 @@ class CenteredBlock(Block):
     def band(self, keys: tuple[int, int]) -> Tensor:
         """0 or -inf, `(n, rows, keys)`."""
         if keys not in self._bands:
-            dtype = self.problem.compute_dtype
-            first, last = self._bounds
-            # twice the distance from the middle of a row's window, less the window's width: even, and positive outside
-            column = torch.arange(*keys, device=first.device, dtype=dtype)
-            excess = (2 * column - (first + last)).abs_().sub_(last - first).clamp_(min=0)
-            self._bands[keys] = excess.mul_(-torch.finfo(dtype).max)
+            problem, offsets = self.problem, self.inputs.offsets
+            band = self._window(self._runs.anchors, problem.window, keys)
+            if problem.causal:
+                offset = problem.query_offset if offsets is None else offsets[self._batch].view(-1, 1, 1, 1)
+                band += self._window(self._runs.rows + offset, (UNLIMITED, 0), keys)
+            self._bands[keys] = band
         return self._bands[keys]
+
+    def _window(self, anchors: Tensor, window: tuple[int, int], keys: tuple[int, int]) -> Tensor:
+        """0 where a key lies in the window around its row's anchor, -inf elsewhere; `(n, rows, keys)`."""
+        count, (left, right) = keys[1] - keys[0], window
+        # one row for each place of an anchor, from so far before the first key that all lie right of its window
+        least, most = -max(right, 0) - 1, count + max(left, 0)
+        distance = torch.arange(-most, count - least, device=anchors.device)
+        outside = torch.zeros_like(distance, dtype=torch.bool)
+        if left != UNLIMITED:
+            outside |= distance < -left
+        if right != UNLIMITED:
+            outside |= distance > right
+        table = torch.zeros(outside.shape, dtype=self.problem.compute_dtype, device=anchors.device)
+        table = table.masked_fill_(outside, NEG_INF).as_strided((most - least + 1, count), (1, 1))
+        places = most - (anchors - (self._begin + keys[0])).clamp_(least, most)
+        return table.index_select(0, places.flatten()).unflatten(0, (-1, anchors.shape[-1]))
 
     def take_band(self, keys: tuple[int, int]) -> Tensor:
         return self._bands.pop(keys)
@@ -153,39 +186,28 @@ class CenteredBlock(Block):
         column = torch.arange(*keys, device=self._begin.device, dtype=self.problem.compute_dtype)
 
         def distance(middle: Tensor) -> Tensor:
-            middle = self.take_rows(middle).unsqueeze(-1) - self._begin.flatten(0, 2).unsqueeze(-1)
+            middle = (middle - self._begin).flatten(0, 2).unsqueeze(-1)
             return (column - middle).div_(self.sigma).clamp_(-FARTHEST_SIGMAS, FARTHEST_SIGMAS)
 
-        from_nearest = distance(self._gaussians.nearest)
+        from_nearest = distance(self._runs.gaussian.nearest)
         if not self.problem.renormalize:
             return from_nearest, from_nearest * from_nearest
-        return from_nearest, distance(self._gaussians.mirror).mul_(from_nearest)
+        return from_nearest, distance(self._runs.gaussian.mirror).mul_(from_nearest)
 
     def dropout_keep(self, keys: tuple[int, int]) -> Tensor:
         batch = self._batch_index + self.inputs.first
         batch_heads = (batch * self.problem.heads + self._head_index).unsqueeze(-1)
-        row, key = self._row_index.unsqueeze(-1), self._numbers(keys).unsqueeze(-2)
+        row, key = self._runs.rows.unsqueeze(-1), self._numbers(keys).unsqueeze(-2)
         keep = philox.dropout_keep_at(self.inputs.seed, row, batch_heads, key, self.problem.dropout_p)
         return keep.flatten(0, 2)
 
     @cached_property
     def sigma(self) -> Tensor:
-        return self.take_rows(self._gaussians.sigma).unsqueeze(-1)
-
-    @cached_property
-    def _bounds(self) -> tuple[Tensor, Tensor]:
-        """The first and the last key that each query may look at, counted from its run's first: `(n, rows, 1)`."""
-        first = (self._runs.first - self._begin).clamp_(max=self.keys[1])
-        last = (self._runs.last - self._begin).clamp_(min=-1)
-        return tuple(bound.to(self.problem.compute_dtype).flatten(0, 2).unsqueeze(-1) for bound in (first, last))
+        return self._runs.gaussian.sigma.flatten(0, 2).unsqueeze(-1)
 
     def _numbers(self, keys: tuple[int, int]) -> Tensor:
         """Of a tile's keys: `(b, h, runs, keys)`."""
         return torch.arange(*keys, device=self._begin.device) + self._begin
-
-    def _places(self, keys: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices of batch elements, key heads and keys."""
-        return self._batch_index, self._head_index // self.problem.group, self._numbers(keys)
 
     def _out_of_sight(self, keys: tuple[int, int]) -> Tensor:
         """Keys of a tile before the first or past the last of their run's: numbers among all runs' keys."""
@@ -197,43 +219,39 @@ class CenteredBlock(Block):
 
     def _mask_places(self, tensor: Tensor, keys: tuple[int, int]) -> tuple[Tensor, ...]:
         batch, head = self._batch_index.unsqueeze(-1), self._head_index.unsqueeze(-1)
-        places = batch, head, self._row_index.unsqueeze(-1), self._places(keys)[2].unsqueeze(-2)
+        places = batch, head, self._runs.rows.unsqueeze(-1), self._numbers(keys).unsqueeze(-2)
         return tuple(place if size != 1 else place.new_zeros(1) for place, size in zip(places, tensor.shape))
 
-    def _take(self, tensor: Tensor, index: tuple[Tensor, ...], keys: tuple[int, int] | None) -> Tensor:
-        """`tensor[index]` of `(B, H, L, ...)`, as `(n, rows, ...)`; faster where whole rows of memory are taken."""
-        if (rows := _memory_rows(tensor)) is None:
-            return tensor[index].flatten(0, 2)
-        taken = rows.index_select(0, self._row_numbers(tensor, index, keys))
-        return taken.view(-1, index[2].shape[-1], *tensor.shape[3:])
-
-    def _row_numbers(self, tensor: Tensor, index: tuple[Tensor, ...], keys: tuple[int, int] | int | None) -> Tensor:
-        """Which of `_memory_rows` are those of `index`: the places of `keys`, of a tile's first key, or the queries."""
-        width = tensor.shape[3:].numel()
-        strides = [stride // width for stride in tensor.stride()[:3]]
-        if (found := (keys, *strides)) not in self._numbers_found:
-            batch, head, place = (part * stride for part, stride in zip(index, strides))
-            self._numbers_found[found] = (batch + head + place).flatten()
+    def _row_numbers(self, tensor: Tensor, keys: tuple[int, int] | int | None = None) -> Tensor:
+        """Which of `_memory_rows` are those of the queries; of a tile's keys, or of one, counted from a run's first."""
+        batch, head, step = steps = _steps(tensor)
+        if (found := (keys, *steps)) not in self._numbers_found:
+            if keys is None:
+                head_index, place = self._head_index, self._runs.rows
+            else:
+                head_index = self._head_index // self.problem.group
+                place = self._begin + keys if isinstance(keys, int) else self._numbers(keys)
+            self._numbers_found[found] = (self._batch_index * batch + head_index * head + place * step).flatten()
         return self._numbers_found[found]
 
 
 def blocks(problem: Problem, inputs: Inputs) -> Iterator[CenteredBlock]:
-    """Every block of the problem, sized so that a tile of scores fits the cache."""
+    """Every block of the problem, its queries in order, sized so that a tile of scores fits the cache."""
     if 0 in (problem.batch, problem.heads, problem.len_q):
         return
-    left, right = problem.window
-    bounded = UNLIMITED not in (left, right)
-    size = min(problem.len_q, max(FEWEST_ROWS, min(ROWS, left + right)) if bounded else ROWS)
-    rows, anchors = _order(inputs.center, size)
+    size = _run_size(problem)
+    order, anchors = _order(inputs.center, size)
+    in_order = order, anchors, *(rows.take_along_dim(order, 2) for rows in gaussians(problem, inputs) or ())
+    inputs = inputs._replace(key=_as_rows(inputs.key), value=_as_rows(inputs.value))
     whole = problem.len_q // size * size
-    runs = Runs.of(problem, inputs, rows[..., :whole], anchors[..., :whole], size)
-    found = gaussians(problem, inputs)
+    runs = Runs.of(problem, size, *(rows[..., :whole] for rows in in_order))
 
     span = max(1, min(KEYS, int((runs.end - runs.begin).median())))
     budget = TILE_BYTES.get(problem.device, TILE_BYTES_ELSEWHERE) // 2  # the other half is for the gathered keys
     together = max(1, budget // (problem.compute_dtype.itemsize * size * span))  # runs
-    of_a_head = whole // size  # one head's lie close together in memory
-    heads_at_once = min(max(1, together // of_a_head), problem.heads)
+    of_a_head = whole // size
+    # one head's lie close together in memory; in some parts, narrow runs need not be padded as wide ones are
+    heads_at_once = min(max(1, together * PARTS // of_a_head), problem.heads)
     batches_at_once = min(max(1, together // (problem.heads * of_a_head)), problem.batch)
     at_once = max(1, together // (heads_at_once * batches_at_once))
     at_once = -(-of_a_head // -(-of_a_head // at_once))  # alike many in every block
@@ -241,13 +259,20 @@ def blocks(problem: Problem, inputs: Inputs) -> Iterator[CenteredBlock]:
         batch = slice(b, min(b + batches_at_once, problem.batch))
         for h in range(0, problem.heads, heads_at_once):
             heads = slice(h, min(h + heads_at_once, problem.heads))
+            results = Results(batch, heads, order[batch, heads])
             for run in range(0, of_a_head, at_once):
                 part = runs.part(batch, heads, slice(run, run + at_once))
-                yield CenteredBlock(problem, inputs, batch, heads, part, found)
+                yield CenteredBlock(problem, inputs, batch, heads, part, results)
             if whole < problem.len_q:
-                last = (tensor[batch, heads, whole:] for tensor in (rows, anchors))
-                part = Runs.of(problem, inputs, *last, problem.len_q - whole)
-                yield CenteredBlock(problem, inputs, batch, heads, part, found)
+                last = Runs.of(problem, problem.len_q - whole, *(rows[batch, heads, whole:] for rows in in_order))
+                yield CenteredBlock(problem, inputs, batch, heads, last, results)
+
+
+def _run_size(problem: Problem) -> int:
+    """Queries of a run."""
+    left, right = problem.window
+    bounded = UNLIMITED not in (left, right)
+    return min(problem.len_q, max(FEWEST_ROWS, min(ROWS, left + right)) if bounded else ROWS)
 
 
 def _order(center: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -271,10 +296,24 @@ def _order(center: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return rows, anchors
 
 
-def _memory_rows(tensor: Tensor) -> Tensor | None:
-    """The memory of `(B, H, L, ...)` as rows `(N, ...)`; None if rows do not lie whole in it."""
-    shape, strides, width = tensor.shape[3:], tensor.stride()[:3], tensor.shape[3:].numel()
-    if not width or any(stride % width for stride in strides) or not tensor[0, 0, 0].is_contiguous():
-        return None
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, strides)) // width
-    return tensor.as_strided((last + 1, *shape), (width, 1)[: 1 + len(shape)])
+def _has_whole_rows(tensor: Tensor) -> bool:
+    """Whether rows of `(B, H, L, ...)` lie whole in memory, at distances that are multiples of their size."""
+    width = max(1, tensor.shape[3:].numel())
+    return tensor[0, 0, 0].is_contiguous() and not any(stride % width for stride in tensor.stride()[:3])
+
+
+def _as_rows(tensor: Tensor) -> Tensor:
+    return tensor if 0 in tensor.shape or _has_whole_rows(tensor) else tensor.contiguous()
+
+
+def _steps(tensor: Tensor) -> tuple[int, int, int]:
+    """From one batch element, head and row of `(B, H, L, ...)` to the next: rows of memory."""
+    width = max(1, tensor.shape[3:].numel())
+    return tuple(stride // width for stride in tensor.stride()[:3])
+
+
+def _memory_rows(tensor: Tensor) -> Tensor:
+    """The memory of `(B, H, L, ...)`, whose rows lie whole in it, as rows `(N, ...)`."""
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, _steps(tensor)))
+    shape = tensor.shape[3:]
+    return tensor.as_strided((last + 1, *shape), (shape.numel(), 1)[: 1 + len(shape)])
