@@ -61,12 +61,17 @@ Sizes key_sizes(const Sizes& query, const Sizes& key) {
     return {query[0], key[1], key[2], query[3]};
 }
 
+void check_centers(const CenterOptions& centers, const Sizes& query, const Sizes& key) {
+    require(!centers.present || query[1] == key[1], "around learned centres every head needs keys of its own");
+}
+
 int64_t wider(const Sizes& a, const Sizes& b) { return a[3] > b[3] ? a[3] : b[3]; }
 
 void forward(const std::string& dtype, const Described& query, const Described& key, const Described& value,
              const Described& output, int64_t lse, int64_t counter, const ScoreOptions& scores,
-             const ExtraOptions& extras, int64_t stream) {
+             const ExtraOptions& extras, const CenterOptions& centers, int64_t stream) {
     const Sizes rows = std::get<1>(query), keys = std::get<1>(key), values = std::get<1>(value);
+    check_centers(centers, rows, keys);
     const SoftmaxForwardCall call = {tensor("query", query, rows),
                                      tensor("key", key, key_sizes(rows, keys)),
                                      tensor("value", value, {keys[0], keys[1], keys[2], values[3]}),
@@ -75,6 +80,7 @@ void forward(const std::string& dtype, const Described& query, const Described& 
                                      counter,
                                      scores,
                                      extras,
+                                     centers,
                                      stream};
     dispatch(dtype, wider(rows, values),
              [&](auto type, auto width) { softmax_forward<decltype(type), width()>(call); });
@@ -103,8 +109,9 @@ void backward(const std::string& dtype, const Described& query, const Described&
               const Described& output, const Described& grad_output, const Described& grad_query,
               const Described& grad_key, const Described& grad_value, int64_t lse, int64_t row, int64_t counter,
               int64_t row_space, int64_t query_space, const ScoreOptions& scores, const ExtraOptions& extras,
-              int64_t stream) {
+              const CenterOptions& centers, int64_t stream) {
     const Sizes rows = std::get<1>(query), keys = std::get<1>(key), values = std::get<1>(value);
+    check_centers(centers, rows, keys);
     const Sizes outputs = {rows[0], rows[1], rows[2], values[3]};
     const SoftmaxBackwardCall call = {tensor("query", query, rows),
                                       tensor("key", key, key_sizes(rows, keys)),
@@ -122,6 +129,7 @@ void backward(const std::string& dtype, const Described& query, const Described&
                                       query_space,
                                       scores,
                                       extras,
+                                      centers,
                                       stream};
     dispatch(dtype, wider(rows, values),
              [&](auto type, auto width) { softmax_backward<decltype(type), width()>(call); });
@@ -164,6 +172,16 @@ PYBIND11_MODULE(ATTNKERN_MODULE, module) {
             return ExtraOptions{true,       softcap, plain_tensor(mask), plain_tensor(mask_gradient),
                                 mask_bytes, seed,    dropout_threshold,  dropout_scale,
                                 first_key};
+        }));
+    py::class_<CenterOptions>(
+        module, "CenterOptions", py::module_local(),
+        "learned centres: Gaussian (0 none, 1 after the softmax, 2 inside), then the addresses of "
+        "rows, blocks and the gradients of centre and sigma; no centres by default")
+        .def(py::init())
+        .def(py::init([](int gaussian, int64_t rows, int64_t blocks, int64_t grad_center, int64_t grad_sigma) {
+            require(0 <= gaussian && gaussian <= 2, "gaussian must be 0, 1 or 2");
+            require(rows % 32 == 0, "rows: address is not a multiple of 32 bytes");
+            return CenterOptions{true, gaussian, rows, blocks, grad_center, grad_sigma};
         }));
     module.def("softmax_forward", &forward);
     module.def("sample_forward", &sample);

@@ -28,12 +28,20 @@ struct ExtraOptions {
     int first_key = 0;
 };
 
+// Learned centres; `present` if windows lie around those. The addresses of what core::Centers has.
+struct CenterOptions {
+    bool present = false;
+    int gaussian = 0;
+    int64_t rows = 0, blocks = 0, grad_center = 0, grad_sigma = 0;
+};
+
 struct SoftmaxForwardCall {
     Tensor query, key, value, output;
     int64_t lse;
     int64_t counter;  // an int to count tiles with
     ScoreOptions scores;
     ExtraOptions extras;
+    CenterOptions centers;
     int64_t stream;
 };
 
@@ -56,6 +64,7 @@ struct SoftmaxBackwardCall {
     int64_t row_space, query_space;  // floats: 3 x and Width x batch x heads x padded rows, the latter zero
     ScoreOptions scores;
     ExtraOptions extras;
+    CenterOptions centers;
     int64_t stream;
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "core/centers.h"
 #include "core/prior.h"
 #include "core/schedule.h"
 #include <ptx/tensor_map.h>
@@ -25,6 +26,7 @@ struct Rows {
 struct Scores {
     float scale;  // natural units
     core::Window window;
+    core::Centers centers;  // instead of the window, if they are learned
 };
 
 // What else may shape scores and weights.

@@ -1,5 +1,6 @@
 """The CUDA C++ kernels (csrc/): on a GPU that they are made for, else emulated on the CPU, in several schedules."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from torch.autograd import grad
 import attnkern
 from attnkern import AuxRequest, Problem, UnsupportedProblem
 from attnkern.backends import choose, hopper
-from tests.cases import Case, check
+from tests.cases import Case, check, poison, run
 from tests.compiled import compiled
 
 ON_GPU = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
@@ -124,6 +125,19 @@ EXTRAS = {
         (65, 300), options={"dropout_p": 0.5, "seed": 3, "window": (20, 0), "query_offset": 100}
     ),
 }
+CENTERED = {
+    "row": Case((1, 300), center=True, sigma=4.0, options={"window": (3, 5)}),
+    "key": Case((111, 1), center=True, sigma=4.0, options={"window": (3, 5), "renormalize": True}),
+    "scattered": Case((300, 200), center=True, sigma=4.0, options={"window": (10, 10)}),
+    "windows alone": Case((130, 300), center=True, strided=True, options={"window": (0, 0)} | CAUSAL),
+    "to the left, causal": Case((111, 65), center=True, sigma=4.0, options={"window": (-1, 4)} | END),
+    "to the right": Case((63, 300), batch=2, heads=(2, 1), center=True, sigma=9.0, options={"window": (10, -1)}),
+    "inside": Case((300, 200), strided=True, center=True, sigma=4.0, options={"window": (5, 3), "renormalize": True}),
+    "inside, everywhere": Case(
+        (65, 130), batch=2, heads=(4, 2), center=True, sigma=9.0,
+        options={"window": (-1, -1), "renormalize": True, "softcap": 2.0},
+    ),
+}  # fmt: skip
 SAMPLED = {"row": 6, "strided": None, "causal square": 3, "causal, rows without keys": 1, "window": 2, "no keys": 2}
 HEADS = [(width, width) for width in hopper.WIDTHS]
 PADDED = [(8, 8), (40, 72), (128, 64), (24, 128), (192, 80)]
@@ -139,6 +153,37 @@ def check_softmax(case: Case, heads: tuple[int, int], dtype: torch.dtype, schedu
 @pytest.mark.parametrize("case", CASES | EXTRAS)
 def test_budget(case, heads, dtype, schedules):
     check_softmax((CASES | EXTRAS)[case], heads, dtype, schedules)
+
+
+@pytest.mark.parametrize(
+    ("heads", "dtype"), [((64, 64), BF16), ((64, 64), FP16), ((72, 128), BF16), ((256, 192), BF16)], ids=str
+)
+@pytest.mark.parametrize("case", CENTERED)
+def test_learned_centers(case, heads, dtype, schedules):
+    """Unseen keys hold NaN. Centres stay float32, so there is no naive computation in 16 bits to hold this to."""
+    case = replace(CENTERED[case], dims=heads, weights=None)
+    tensors = case.tensors(dtype, DEVICE)
+    exact = run("local", {name: t if t is None else t.double() for name, t in tensors.items()}, case, "reference")
+    for _ in schedules:
+        for name, got in run("local", poison(case, tensors), case, BACKEND).items():
+            wanted = exact[name].masked_fill(exact[name].isinf(), 0.0)
+            error = got.masked_fill(got == -torch.inf, 0.0) - wanted
+            assert error.norm() <= 0.01 * wanted.norm() + 0.002 * wanted.numel() ** 0.5, name
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_extreme_centers_stay_finite(renormalize):
+    """Centres at and around whole numbers, past the ends, infinite and NaN; sigma tiny and huge."""
+    center = torch.tensor([-1e30, -5, -1e-9, 0, 3, 4 - 1e-6, 4, 19.5, 20, 1e30, math.inf, math.nan], device=DEVICE)
+    center = center.expand(1, 1, 12)
+    query, key = (torch.randn(1, 1, length, 16, device=DEVICE, dtype=BF16) for length in (12, 20))
+    for sigma in (1e-30, 1e30):
+        leaves = [x.clone().requires_grad_() for x in (query, key, key, center, torch.full_like(center, sigma))]
+        output = attnkern.local_attention(
+            *leaves[:3], window=(2, 2), center=leaves[3], sigma=leaves[4], renormalize=renormalize, backend=BACKEND
+        )
+        assert output.isfinite().all() and not output[..., [0, 1, 9, 10, 11], :].any()
+        assert all(gradient.isfinite().all() for gradient in grad(output.sum(), leaves))
 
 
 @pytest.mark.parametrize("heads", PADDED, ids=str)
@@ -247,8 +292,8 @@ REFUSED = [
     ({"dtype": torch.float32}, "dtype torch.float32 is not float16 or bfloat16"),
     ({"head_dim": 60}, "head sizes 60/60 are not"),
     ({"value_dim": 520}, "head sizes 64/520 are not"),
-    ({"center": True}, "it has no learned centres and no Gaussians"),
-    ({"sigma": True}, "it has no learned centres and no Gaussians"),
+    ({"center": True, "mask": "bool"}, "around learned centres it has neither mask nor dropout"),
+    ({"center": True, "dropout_p": 0.5}, "around learned centres it has neither mask nor dropout"),
     ({"selector": "argmax"}, "it has no argmax"),
     ({"selector": "sample", "straight_through": True, "requires_grad": True}, "it has no straight-through gradient"),
     ({"weights": "mean"}, "it has no kernel that writes attention weights"),
@@ -340,4 +385,5 @@ def test_the_module_checks_what_it_is_given(module, changed, message):
     scores = module.ScoreOptions(0.125, -1, -1, 0)
     with pytest.raises(ValueError, match=message):
         tensors = [told for told, _ in described_tensors]
-        module.softmax_forward(dtype, *tensors, lse.data_ptr(), counter.data_ptr(), scores, module.ExtraOptions(), 0)
+        numbers = (lse.data_ptr(), counter.data_ptr(), scores, module.ExtraOptions(), module.CenterOptions(), 0)
+        module.softmax_forward(dtype, *tensors, *numbers)

@@ -57,8 +57,8 @@ def test_tiles_are_those_that_are_counted(kernels):
         kernel, _, width = NAME.search(name).groups()
         sizes = [int(size) for size in re.findall(r"Li(\d+)E", name)]
         if kernel == "SoftmaxForward":
-            windowed, extras = re.findall(r"Lb(\d)E", name)
-            table = hopper.FORWARD_TILE if windowed == "1" else hopper.DENSE_FORWARD_TILE
+            (sight,), (extras,) = re.findall(r"SightE(\d)", name), re.findall(r"Lb(\d)E", name)
+            table = hopper.FORWARD_TILE if sight == "1" else hopper.DENSE_FORWARD_TILE
             table = hopper.EXTRAS_FORWARD_TILE if extras == "1" else table
             assert tuple(sizes[1:]) == table[int(width)]
         elif kernel == "SampleForward":
@@ -88,7 +88,11 @@ def test_no_spills(kernels):
 def test_loops_are_not_held_up_by_issue(listing):
     """Plain global attention, forward and backward, heads of 128: the matrix units set the pace."""
     loops = {loop.kernel: loop for loop in loops_of(listing)}
-    plain = [loop for name, loop in loops.items() if re.search(r"bf16ELi128E.*(Li160ELb0ELb0E|Lb0ELb1E)E", name)]
+    plain = [
+        loop
+        for name, loop in loops.items()
+        if re.search(r"bf16ELi128E(Li128ELi160ELN4core5SightE0ELb0|Li64ELN4core5SightE0ELb1)E", name)
+    ]
     assert len(plain) == 2 and all(loop.matrix_share == 1 for loop in plain)
     for name, loop in loops.items():
         features = described(name)[1]

@@ -82,6 +82,6 @@ def _reserved(name: str, problem: Problem) -> str | None:
         return "on a CPU it is Triton's interpreter, for tests; runs when named"
     if name == "cuda" and problem.len_q <= FEWEST_ROWS and problem.kind in ("global", "local"):
         return "Triton divides the keys of so few queries among programs; runs when named"
-    if name == "cuda" and (problem.mask or problem.softcap or problem.dropout_p):
-        return "with a mask, softcap or dropout it has not been timed against Triton; runs when named"
+    if name == "cuda" and (problem.mask or problem.softcap or problem.dropout_p or problem.center):
+        return "with a mask, softcap, dropout or learned centres it has not been timed against Triton; runs when named"
     return None

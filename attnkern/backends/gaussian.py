@@ -25,6 +25,14 @@ class Gaussians(NamedTuple):
     sigma: Tensor
 
 
+def anchors_of(problem: Problem, center: Tensor) -> Tensor:
+    """The keys that the windows lie around, int32 `(B, H, Lq)`; of windows that see no key, the nearest such one."""
+    left, right = problem.window
+    lowest, highest = -1 - max(right, 0), problem.len_k + max(left, 0)
+    nowhere = highest if right == UNLIMITED else lowest
+    return center.double().floor().nan_to_num(nowhere).clamp(lowest, highest).int()
+
+
 def gaussians(problem: Problem, inputs: Inputs) -> Gaussians | None:
     if not problem.sigma:
         return None

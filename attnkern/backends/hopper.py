@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attnkern import philox
 from attnkern.backends import sparse
+from attnkern.backends.in_order import Centers
 from attnkern.backends.memory import broadcastable, on_device_of
 from attnkern.problem import Gradients, Inputs, Problem, new_output
 
@@ -66,8 +67,8 @@ class Kernels:
             return "sizes of 0"
         if not problem.scale > 0:
             return f"scale {problem.scale} is not positive"
-        if problem.center or problem.sigma:
-            return "it has no learned centres and no Gaussians"
+        if problem.center and (problem.mask or problem.dropout_p):
+            return "around learned centres it has neither mask nor dropout"
         if problem.query_offset is None:
             return "it has no offsets that differ in a batch"
         if problem.packed:
@@ -78,7 +79,7 @@ class Kernels:
             return f"it has no {problem.selector}"
         if hard and (problem.mask or problem.softcap):
             return "its sampler has neither mask nor softcap"
-        if problem.dropout_p and _seen(problem).start % 4:
+        if problem.dropout_p and keys_in_sight(problem).start % 4:
             return "dropout needs the first key in sight to be a multiple of 4"
         if problem.requires_grad:
             if problem.straight_through:
@@ -89,13 +90,21 @@ class Kernels:
 
     def softmax(self, problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Output `(B, H, Lq, Ev)` and lse `(B, H, Lq)`."""
+        if not problem.center:
+            return self._softmax(problem, inputs)
+        centers = Centers.of(problem, inputs)
+        output, lse = self._softmax(*centers.in_order(problem, inputs), centers)
+        return centers.put_back(output, torch.empty_like(output)), centers.put_back(lse, torch.empty_like(lse))
+
+    def _softmax(self, problem: Problem, inputs: Inputs, centers: Centers | None = None) -> tuple[Tensor, Tensor]:
         query, key, value = _operands(problem, inputs)
         output = new_output(query, value)
         lse = query.new_empty(output.shape[:-1], dtype=torch.float32)
-        seen = _seen(problem)
+        seen = keys_in_sight(problem)
         if seen.start == seen.stop:
             return output.zero_(), lse.fill_(float("-inf"))
         counter = query.new_empty(1, dtype=torch.int32)
+        blocks = centers and centers.key_blocks(*EXTRAS_FORWARD_TILE[width_of(problem)])
         with on_device_of(query):
             self._module.softmax_forward(
                 DTYPES[problem.dtype],
@@ -104,6 +113,7 @@ class Kernels:
                 counter.data_ptr(),
                 self._scores(problem, seen.start),
                 self._extras(problem, inputs, None),
+                self._centers(centers, blocks),
                 _stream(query),
             )
         return output, lse
@@ -143,17 +153,29 @@ class Kernels:
         needs_mask: bool = False,
         **_,
     ) -> Gradients:
-        """Gradients of query, key and, where the softmax made an output, value.
+        """Gradients of query, key and, where the softmax made an output, value; of learned centres and their sigmas.
 
         `row` is what is subtracted from every gradient of a row, besides; `entropy` the gradient of the entropies.
         """
+        if not problem.center:
+            return self._backward(problem, inputs, lse, grad_output, output, row, entropy, needs_mask)
+        centers = Centers.of(problem, inputs)
+        rows = (None if rows is None else centers.take(rows) for rows in (lse, grad_output, output, row))
+        found = self._backward(*centers.in_order(problem, inputs), *rows, None, False, centers)
+        return centers.gradients(problem, inputs, found)
+
+    def _backward(
+        self, problem: Problem, inputs: Inputs, lse: Tensor, grad_output: Tensor | None, output: Tensor | None,
+        row: Tensor | None, entropy: Tensor | None, needs_mask: bool, centers: Centers | None = None,
+    ) -> Gradients:  # fmt: skip
         query, key, value = _operands(problem, inputs)
-        has_output, seen = problem.selector == "softmax", _seen(problem)
+        has_output, seen = problem.selector == "softmax", keys_in_sight(problem)
         grad_query = torch.empty_like(query)
         grad_key = _unseen_zero(key, seen)
         grad_value = _unseen_zero(value, seen) if has_output else None
         grad_mask = inputs.attn_mask.new_zeros(inputs.attn_mask.shape, dtype=torch.float32) if needs_mask else None
-        gradients = Gradients(grad_query, grad_key, grad_value, grad_mask)
+        sums = [torch.zeros_like(lse) if problem.sigma else None for _ in range(2)]
+        gradients = Gradients(grad_query, grad_key, grad_value, grad_mask, *sums)
         if seen.start == seen.stop:
             grad_query.zero_()
             return gradients
@@ -172,7 +194,10 @@ class Kernels:
                 tensors = (query, key[:, :, seen], value[:, :, seen], output, grad_output)
                 tensors += (grad_query, grad_key[:, :, seen], grad_value[:, :, seen])
                 extras = self._extras(problem, inputs, grad_mask)
-                numbers = (_address(lse), _address(row), *spaces, scores, extras, stream)
+                rows, keys = BACKWARD_BY_COLUMNS_TILE[width_of(problem)]
+                blocks = centers and centers.query_blocks(keys, problem.len_k, rows)
+                around = self._centers(centers, blocks, *sums)
+                numbers = (_address(lse), _address(row), *spaces, scores, extras, around, stream)
                 self._module.softmax_backward(DTYPES[problem.dtype], *map(_described, tensors), *numbers)
             else:
                 tensors = (query, key[:, :, seen], grad_query, grad_key[:, :, seen])
@@ -188,7 +213,7 @@ class Kernels:
     def _extras(self, problem: Problem, inputs: Inputs, grad_mask: Tensor | None):
         if not (problem.mask or problem.softcap or problem.dropout_p):
             return self._module.ExtraOptions()
-        seen, mask = _seen(problem), inputs.attn_mask
+        seen, mask = keys_in_sight(problem), inputs.attn_mask
         return self._module.ExtraOptions(
             problem.softcap,
             _broadcast(mask, seen),
@@ -199,6 +224,12 @@ class Kernels:
             philox.dropout_scale(problem.dropout_p),
             seen.start,
         )
+
+    def _centers(self, centers: Centers | None, blocks: Tensor | None, *sums: Tensor | None):
+        if centers is None:
+            return self._module.CenterOptions()
+        rows, grad_center, grad_sigma = centers.rows, *(sums or (None, None))
+        return self._module.CenterOptions(centers.gaussian, *map(_address, (rows, blocks, grad_center, grad_sigma)))
 
 
 def _operands(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,9 +247,9 @@ def _operands(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]
     return _copyable(query), _copyable(key), _copyable(value)
 
 
-def _seen(problem: Problem) -> slice:
-    """The keys that any query may look at by its window."""
-    return slice(*problem.key_range(0, problem.len_q))
+def keys_in_sight(problem: Problem) -> slice:
+    """The keys that any query may look at by its window; all, if that lies around a learned centre."""
+    return slice(0, problem.len_k) if problem.center else slice(*problem.key_range(0, problem.len_q))
 
 
 def width_of(problem: Problem) -> int:

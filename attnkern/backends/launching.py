@@ -13,7 +13,7 @@ from triton.runtime.errors import OutOfResources
 
 from attnkern import philox
 from attnkern.backends import tuning
-from attnkern.backends.gaussian import Gaussians, gaussians
+from attnkern.backends.gaussian import Gaussians, anchors_of, gaussians
 from attnkern.backends.memory import broadcastable, on_device_of
 from attnkern.packing import places
 from attnkern.problem import UNLIMITED, Inputs, Problem
@@ -121,14 +121,6 @@ def _visiting_order(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     sequence, _ = places(inputs.cu_seq_q, anchors.shape[-1])
     order = (anchors + (sequence << 32)).argsort(dim=-1, stable=True)
     return anchors.gather(-1, order), (order - inputs.cu_seq_q[sequence]).int()
-
-
-def anchors_of(problem: Problem, center: Tensor) -> Tensor:
-    """The keys that the windows lie around, int32 `(B, H, Lq)`; of windows that see no key, the nearest such one."""
-    left, right = problem.window
-    lowest, highest = -1 - max(right, 0), problem.len_k + max(left, 0)
-    nowhere = highest if right == UNLIMITED else lowest
-    return center.double().floor().nan_to_num(nowhere).clamp(lowest, highest).int()
 
 
 def _gaussian(problem: Problem) -> str:

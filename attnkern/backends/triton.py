@@ -8,9 +8,9 @@ import triton
 from torch import Tensor
 
 from attnkern.backends import launching, sparse, tuning
+from attnkern.backends.gaussian import anchors_of
 from attnkern.backends.launching import (
     INTERPRETED,
-    anchors_of,
     arguments_of,
     padded,
     strides,

@@ -16,7 +16,9 @@ from attnkern.problem import Inputs
 CAPABILITY = 90
 LENGTH = 256  # of a call that is compiled but not run
 SHOWN = ("exp", "float", "integer", "shared", "other")
-OURS = re.compile(r"kernels\d+(SoftmaxForward|SampleForward|SoftmaxBackward)INS_4(bf16|fp16)E((?:L[ib]\d+E)+)")
+OURS = re.compile(
+    r"kernels\d+(SoftmaxForward|SampleForward|SoftmaxBackward)INS_4(bf16|fp16)E((?:L[ib]\d+E|LN4core5SightE\dE)+)"
+)
 PRODUCTS = {"SoftmaxForward": 2, "SampleForward": 1, "SoftmaxBackward": 5}
 
 
@@ -98,12 +100,14 @@ def described(kernel: str) -> tuple[str, int | None]:
         return kernel, None
     name, dtype, arguments = found.groups()
     flags = [int(flag) for flag in re.findall(r"Lb(\d)", arguments)]
+    (seen,) = re.findall(r"SightE(\d)", arguments)
     sizes = [int(size) for size in re.findall(r"Li(\d+)", arguments)]
-    without_output = name == "SoftmaxBackward" and not flags[1]
+    without_output = name == "SoftmaxBackward" and not flags[0]
     products = 3 if without_output else PRODUCTS[name]
-    named = {"SoftmaxForward": ("windowed", "extras"), "SampleForward": ("windowed",)}
-    words = [word for word, flag in zip(named.get(name, ("windowed", "output", "extras")), flags) if flag]
-    return " ".join([name, dtype, "x".join(map(str, sizes)), *words]), products * sizes[0]
+    named = {"SoftmaxForward": ("extras",), "SampleForward": ()}
+    words = [word for word, flag in zip(named.get(name, ("output", "extras")), flags) if flag]
+    sight = {"1": ["windowed"], "2": ["centered"]}.get(seen, [])
+    return " ".join([name, dtype, "x".join(map(str, sizes)), *sight, *words]), products * sizes[0]
 
 
 def _built() -> Path:

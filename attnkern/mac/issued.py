@@ -149,15 +149,16 @@ def _triton_config(kernel: str, problem: Problem) -> tuning.Config:
 
 def _cuda(problem: Problem, operation: Operation, sources: Sources) -> list[Pass]:
     """But for one product of scores that a block starts, in vain, when its last tile is done."""
-    width, extras = hopper.width_of(problem), problem.mask or problem.softcap or problem.dropout_p
+    width = hopper.width_of(problem)
+    extras = problem.mask or problem.softcap or problem.dropout_p or problem.center
     if operation == "sample":
         rounds = -(-problem.num_samples // hopper.SAMPLES_AT_ONCE)
         table = hopper.SAMPLE_TILE if problem.num_samples == 1 else hopper.SAMPLES_TILE
         return [Pass("sample_forward", rounds * _by_query(problem, *table[width], least=1), width)]
-    seen = problem.key_range(0, problem.len_q)  # the kernels get no other keys
-    if seen[0] == seen[1]:
+    seen = hopper.keys_in_sight(problem)  # the kernels get no other keys
+    if seen.start == seen.stop:
         return []
-    cut = dataclasses.replace(problem, len_k=seen[1] - seen[0], query_offset=problem.query_offset - seen[0])
+    cut = dataclasses.replace(problem, len_k=seen.stop - seen.start, query_offset=problem.query_offset - seen.start)
     if operation == "softmax":
         dense = problem.band == (UNLIMITED, UNLIMITED)
         table = hopper.DENSE_FORWARD_TILE if dense else hopper.FORWARD_TILE

@@ -44,8 +44,9 @@ struct Extras {
     }
 
     DEVICE float capped(float score) const {
-        return options.softcap > 0 ? options.softcap * tanh_of(score / options.softcap) : score;
+        return caps() ? options.softcap * tanh_of(score / options.softcap) : score;
     }
+    DEVICE bool caps() const { return options.softcap > 0; }
 
     // The score that the soft cap and the mask make of a scaled product. A hidden key stays hidden, whatever it holds.
     DEVICE float score(float product, int query, int key) const {
@@ -53,9 +54,8 @@ struct Extras {
         return added == -INFINITY ? added : capped(product) + added;
     }
 
-    // Derivative of the soft cap, from the score.
+    // Derivative of the soft cap, if there is one, from the score.
     DEVICE float slope(float score, int query, int key) const {
-        if (!(options.softcap > 0)) return 1;
         const float relative = (score - bias(query, key)) / options.softcap;
         return fmaxf(1 - relative * relative, 0.0f);
     }

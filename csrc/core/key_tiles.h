@@ -15,7 +15,7 @@
 namespace core {
 
 // Without an output, only lse and entropy have gradients: there is no value.
-template <int Width, int Rows, int Keys, int GradOutputStages, bool Windowed, bool HasOutput>
+template <int Width, int Rows, int Keys, int GradOutputStages, Sight Seen, bool HasOutput>
 struct KeyTiles {
     using Query = Tile<Rows, Width>;
     using Key = Tile<Keys, Width>;
@@ -75,7 +75,10 @@ struct KeyTiles {
         work.kv_head = at.head % kv_heads;
         work.keys = {at.tile * KEYS, at.tile * KEYS + KEYS};
         work.blocks = {0, (shape.len_q + Rows - 1) / Rows};
-        if constexpr (Windowed) work.blocks = params.scores.window.query_blocks(work.keys, Rows, shape.len_q);
+        if constexpr (Seen == Sight::CENTERS)  // no heads share keys then
+            work.blocks = ptx::load_global(params.scores.centers.blocks + at.head * params.tiling.tiles + at.tile);
+        if constexpr (Seen == Sight::WINDOW)
+            work.blocks = params.scores.window.query_blocks(work.keys, Rows, shape.len_q);
         return work;
     }
 
@@ -163,7 +166,7 @@ struct KeyTiles {
     DEVICE void mask(float (&scores)[Count], int key, int query) const {
         const Shape& shape = params.shape;
         bool whole = key + 64 <= shape.len_k;
-        if constexpr (Windowed)
+        if constexpr (Seen == Sight::WINDOW)
             whole = whole && params.scores.window.covers({query, query + 2 * Count}, {key, key + 64});
         if (whole) return;
         Range ranges[2];
@@ -171,7 +174,7 @@ struct KeyTiles {
         for (int i = 0; i < 2; ++i) {
             const int own = key + fragment_row() + 8 * i;
             ranges[i] = {0, shape.len_q};
-            if constexpr (Windowed) ranges[i] = params.scores.window.rows_of(own, shape.len_q);
+            if constexpr (Seen == Sight::WINDOW) ranges[i] = params.scores.window.rows_of(own, shape.len_q);
             if (own >= shape.len_k) ranges[i].end = 0;
         }
         mask_outside(scores, ranges, query + fragment_column());

@@ -6,6 +6,9 @@
 
 namespace core {
 
+// What a prior lets a query see.
+enum class Sight { ALL, WINDOW, CENTERS };
+
 // Half-open.
 struct Range {
     int begin, end;

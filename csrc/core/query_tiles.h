@@ -13,7 +13,7 @@
 namespace core {
 
 // KeyStages x Keys rows of keys, and as many of values if HasValues. Backwards: the last block of keys comes first.
-template <int Width, int Rows, int Keys, int KeyStages, bool HasValues, bool Backwards, bool Windowed>
+template <int Width, int Rows, int Keys, int KeyStages, bool HasValues, bool Backwards, Sight Seen>
 struct QueryTiles {
     using Query = Tile<Rows, Width>;
     using Key = Tile<Keys, Width>;
@@ -70,7 +70,9 @@ struct QueryTiles {
         const int end = at.tile * Rows + Rows;
         work.rows = {at.tile * Rows, end < shape.len_q ? end : shape.len_q};
         work.blocks = {0, (shape.len_k + Keys - 1) / Keys};
-        if constexpr (Windowed) {
+        if constexpr (Seen == Sight::CENTERS)
+            work.blocks = ptx::load_global(params.scores.centers.blocks + at.head * params.tiling.tiles + at.tile);
+        if constexpr (Seen == Sight::WINDOW) {
             work.blocks = params.scores.window.key_blocks(work.rows, Keys, shape.len_k);
             if (work.blocks.empty()) ++work.blocks.end;  // all of whose keys are hidden
         }
@@ -141,7 +143,11 @@ struct QueryTiles {
     DEVICE void mask(float (&scores)[Keys / 2], const Work& work, int block, int row) const {
         const Range keys = {block * Keys, block * Keys + Keys};
         const int len_k = params.shape.len_k, first = keys.begin + fragment_column();
-        if constexpr (Windowed) {
+        if constexpr (Seen == Sight::CENTERS) {
+            const Around around(params.scores.centers, work.batch * params.shape.heads + work.head, params.shape.len_q);
+            const Range ranges[2] = {around.sight_of(row), around.sight_of(row + 8)};
+            mask_outside(scores, ranges, first);
+        } else if constexpr (Seen == Sight::WINDOW) {
             const Window& window = params.scores.window;
             if (keys.end > len_k || !window.covers(work.rows, keys)) {
                 const Range ranges[2] = {window.keys_of(row, len_k), window.keys_of(row + 8, len_k)};

@@ -30,9 +30,13 @@ inline Shape shape_of(const Tensor& query, const Tensor& key) {
             static_cast<int>(key.sizes[2])};
 }
 
-inline Scores scores_of(const ScoreOptions& options) {
+inline Scores scores_of(const ScoreOptions& options, const CenterOptions& centers = {}) {
     const auto far = [](int side) { return side < 0 ? core::Window::FAR : side; };
-    return {options.scale, {far(options.left), far(options.right), options.offset}};
+    return {options.scale,
+            {far(options.left), far(options.right), options.offset},
+            {static_cast<core::Centers::Gaussian>(centers.gaussian),
+             reinterpret_cast<const core::Center*>(centers.rows), reinterpret_cast<const core::Range*>(centers.blocks),
+             reinterpret_cast<float*>(centers.grad_center), reinterpret_cast<float*>(centers.grad_sigma)}};
 }
 
 inline ScoreExtras extras_of(const ExtraOptions& options) {

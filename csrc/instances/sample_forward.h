@@ -23,12 +23,13 @@ void run(const SampleForwardCall& call) {
 
 template <class T, int Width>
 void sample_forward(const SampleForwardCall& call) {
+    using core::Sight;
     using kernels::SampleForward;
     constexpr int ROWS = Width <= 128 ? 192 : 128, STAGES = Width <= 128 ? 3 : 2;
     const bool one = call.samples == 1, windowed = call.scores.windowed();
-    const auto run = one        ? windowed ? instances::run<SampleForward<T, Width, ROWS, STAGES, 1, true>, T>
-                                           : instances::run<SampleForward<T, Width, ROWS, STAGES, 1, false>, T>
-                     : windowed ? instances::run<SampleForward<T, Width, 128, STAGES, 4, true>, T>
-                                : instances::run<SampleForward<T, Width, 128, STAGES, 4, false>, T>;
+    const auto run = one        ? windowed ? instances::run<SampleForward<T, Width, ROWS, STAGES, 1, Sight::WINDOW>, T>
+                                           : instances::run<SampleForward<T, Width, ROWS, STAGES, 1, Sight::ALL>, T>
+                     : windowed ? instances::run<SampleForward<T, Width, 128, STAGES, 4, Sight::WINDOW>, T>
+                                : instances::run<SampleForward<T, Width, 128, STAGES, 4, Sight::ALL>, T>;
     run(call);
 }

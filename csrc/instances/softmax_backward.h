@@ -47,7 +47,7 @@ void run(const SoftmaxBackwardCall& call) {
     params.grad_query = reinterpret_cast<float*>(call.query_space);
     params.padded_rows = padded;
     params.shape = shape;
-    params.scores = scores_of(call.scores);
+    params.scores = scores_of(call.scores, call.centers);
     params.extras = extras_of(call.extras);
     params.tiling = {ceil_div(shape.len_k, Kernel::KEYS), heads / shape.group,
                      heads_in_cache(static_cast<int64_t>(shape.len_q) * shape.group, WIDTH), false,
@@ -71,22 +71,25 @@ template <class T, int Width>
 void softmax_backward(const SoftmaxBackwardCall& call) {
     constexpr int ROWS = Width == 128 ? 64 : 128, ROWS_BY_COLUMNS = Width <= 128 ? 128 : 64;
     const bool has_output = call.output.address != 0, windowed = call.scores.windowed();
-    const auto by_columns = [&](auto is_windowed, auto output_is_there, auto has_extras) {
+    const auto by_columns = [&](auto sight, auto output_is_there, auto has_extras) {
         constexpr bool OUTPUT = output_is_there(), EXTRAS = has_extras();
         using kernels::SoftmaxBackwardByColumns;
-        instances::run<SoftmaxBackwardByColumns<T, Width, ROWS_BY_COLUMNS, is_windowed(), OUTPUT, EXTRAS>, T, OUTPUT>(
-            call);
+        instances::run<SoftmaxBackwardByColumns<T, Width, ROWS_BY_COLUMNS, sight(), OUTPUT, EXTRAS>, T, OUTPUT>(call);
     };
-    const auto plain = [&](auto is_windowed, auto output_is_there) {
+    const auto plain = [&](auto sight, auto output_is_there) {
         constexpr bool OUTPUT = output_is_there();
         if constexpr (Width > 128)
-            by_columns(is_windowed, output_is_there, std::false_type());
+            by_columns(sight, output_is_there, std::false_type());
         else
-            instances::run<kernels::SoftmaxBackward<T, Width, ROWS, is_windowed(), OUTPUT>, T, OUTPUT>(call);
+            instances::run<kernels::SoftmaxBackward<T, Width, ROWS, sight(), OUTPUT>, T, OUTPUT>(call);
     };
+    const std::integral_constant<core::Sight, core::Sight::ALL> all;
+    const std::integral_constant<core::Sight, core::Sight::WINDOW> window;
+    const std::integral_constant<core::Sight, core::Sight::CENTERS> centers;
     const std::true_type yes;
     const std::false_type no;
-    if (call.extras.present) return by_columns(yes, yes, yes);
-    if (has_output) return windowed ? plain(yes, yes) : plain(no, yes);
-    windowed ? plain(yes, no) : plain(no, no);
+    if (call.centers.present) return by_columns(centers, yes, yes);
+    if (call.extras.present) return by_columns(window, yes, yes);
+    if (has_output) return windowed ? plain(window, yes) : plain(all, yes);
+    windowed ? plain(window, no) : plain(all, no);
 }

@@ -9,11 +9,11 @@
 namespace kernels {
 
 // So many samples at once, at most 4; more come as further heads of the tiling.
-template <class T, int Width, int Rows, int KeyStages, int Samples, bool Windowed>
-struct SampleForward : core::QueryTiles<Width, Rows, 128, KeyStages, false, false, Windowed> {
+template <class T, int Width, int Rows, int KeyStages, int Samples, core::Sight Seen>
+struct SampleForward : core::QueryTiles<Width, Rows, 128, KeyStages, false, false, Seen> {
     using Params = SampleForwardParams;
     static constexpr int KEYS = 128;
-    using Base = core::QueryTiles<Width, Rows, KEYS, KeyStages, false, false, Windowed>;
+    using Base = core::QueryTiles<Width, Rows, KEYS, KeyStages, false, false, Seen>;
     using typename Base::Work;
     static constexpr const char* name = "sample_forward";
 

@@ -8,10 +8,10 @@
 
 namespace kernels {
 
-template <class T, int Width, int Rows, bool Windowed, bool HasOutput>
-struct SoftmaxBackward : core::KeyTiles<Width, Rows, 128, 2, Windowed, HasOutput> {
+template <class T, int Width, int Rows, core::Sight Seen, bool HasOutput>
+struct SoftmaxBackward : core::KeyTiles<Width, Rows, 128, 2, Seen, HasOutput> {
     using Params = SoftmaxBackwardParams;
-    using Base = core::KeyTiles<Width, Rows, 128, 2, Windowed, HasOutput>;
+    using Base = core::KeyTiles<Width, Rows, 128, 2, Seen, HasOutput>;
     using Base::ALL_CONSUMERS, Base::GROUP, Base::GROUPS, Base::GRAD_OUTPUTS, Base::KEY, Base::KEYS, Base::LSE;
     using Base::grad_output_ring, Base::key_ring, Base::params, Base::query_ring, Base::shared;
     using Base::OWN, Base::QUERIES, Base::ROW, Base::SQUARE_BYTES, Base::STAGES, Base::VALUE;

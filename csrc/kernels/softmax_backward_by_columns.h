@@ -8,17 +8,18 @@
 
 namespace kernels {
 
-// HasExtras: a soft cap, mask or dropout may be there.
-template <class T, int Width, int Rows, bool Windowed, bool HasOutput, bool HasExtras>
-struct SoftmaxBackwardByColumns : core::KeyTiles<Width, Rows, 64, 1, Windowed, HasOutput> {
+// HasExtras: a soft cap, mask or dropout may be there; with learned centres a soft cap.
+template <class T, int Width, int Rows, core::Sight Seen, bool HasOutput, bool HasExtras>
+struct SoftmaxBackwardByColumns : core::KeyTiles<Width, Rows, 64, 1, Seen, HasOutput> {
     using Params = SoftmaxBackwardParams;
-    using Base = core::KeyTiles<Width, Rows, 64, 1, Windowed, HasOutput>;
+    using Base = core::KeyTiles<Width, Rows, 64, 1, Seen, HasOutput>;
     using Base::ALL_CONSUMERS, Base::GROUP, Base::GROUPS, Base::GRAD_OUTPUTS, Base::KEY, Base::KEYS, Base::LSE;
     using Base::grad_output_ring, Base::key_ring, Base::params, Base::query_ring, Base::shared;
     using Base::OWN, Base::QUERIES, Base::ROW, Base::SQUARE_BYTES, Base::SQUARES, Base::STAGES, Base::VALUE;
     using typename Base::Key, typename Base::Query, typename Base::Work;
     using Weights = core::Tile<KEYS, Rows>;  // and the gradients of scores
     static constexpr const char* name = "softmax_backward_by_columns";
+    static constexpr bool CENTERED = Seen == core::Sight::CENTERS;
     static constexpr int OWN_ROWS = Rows / 2, OWN_WIDTH = Width / 2, OWN_SQUARES = SQUARES / GROUPS;
 
     // results leave through buffers that are free by then, so that the next keys can come in
@@ -78,19 +79,37 @@ struct SoftmaxBackwardByColumns : core::KeyTiles<Width, Rows, 64, 1, Windowed, H
                 const int first_query = block * Rows + own_row;
                 const Place place{first_query + core::fragment_column(), work.keys.begin + core::fragment_row()};
                 uint32_t kept = 0;  // by dropout: a bit for every register
+                float gaussian[OWN_ROWS / 2];
+                UNROLL
+                for (int i = 0; i < OWN_ROWS / 2; ++i) gaussian[i] = 1;
                 auto factor = [&](int i) {
+                    if constexpr (CENTERED) return gaussian[i];
                     if constexpr (HasExtras) return extras.drops() ? extras.factor(kept >> i & 1) : 1.0f;
                     return 1.0f;
                 };
-                if constexpr (HasExtras) {
-                    UNROLL
-                    for (int i = 0; i < OWN_ROWS / 2; ++i)
-                        scores[i] = extras.score(scores[i] * params.scores.scale, place.query(i), place.key(i));
+                const core::Around around(params.scores.centers, work.batch * shape.heads + head, shape.len_q);
+                if constexpr (CENTERED) {
+                    around.for_each_by_key(scores, place.first_query, place.first_key,
+                                           [&](int i, const core::Center& center, int key) {
+                                               scores[i] = extras.capped(scores[i] * params.scores.scale);
+                                               if (key < center.begin || key >= center.end)
+                                                   scores[i] = -INFINITY;
+                                               else if (around.inside())
+                                                   scores[i] += around.bias(center, key);
+                                               else if (around.after())
+                                                   gaussian[i] = around.factor(center, key);
+                                           });
+                } else {
+                    if constexpr (HasExtras) {
+                        UNROLL
+                        for (int i = 0; i < OWN_ROWS / 2; ++i)
+                            scores[i] = extras.score(scores[i] * params.scores.scale, place.query(i), place.key(i));
+                    }
+                    this->mask(scores, work.keys.begin, first_query);
                 }
-                this->mask(scores, work.keys.begin, first_query);
                 this->weigh(scores, grad_weights, unit, stage.stage, own_row);
                 if constexpr (HasOutput) {
-                    if constexpr (HasExtras) {
+                    if constexpr (HasExtras && !CENTERED) {
                         if (extras.drops()) {
                             UNROLL
                             for (int i = 0; i < OWN_ROWS / 2; i += 4)
@@ -111,16 +130,27 @@ struct SoftmaxBackwardByColumns : core::KeyTiles<Width, Rows, 64, 1, Windowed, H
                                                             own_column);
                     ptx::products_commit();
                 }
+                if constexpr (CENTERED) {
+                    if (around.after())
+                        around.add_gradients(scores, place.first_query, place.first_key,
+                                             [&](int i) { return scores[i] * grad_weights[i] * gaussian[i]; });
+                }
                 this->for_each_row(scores, ROW, HasOutput ? 0 : stage.stage, own_row, [&](int i, float row) {
                     grad_weights[i] = scores[i] * (grad_weights[i] * factor(i) - row);
                 });
+                const bool biased = CENTERED && around.inside();
+                if (biased)
+                    around.add_gradients(scores, place.first_query, place.first_key,
+                                         [&](int i) { return grad_weights[i]; });
                 if constexpr (HasExtras) {
                     this->for_each_row(scores, LSE, stage.stage, own_row, [&](int i, float lse) {
-                        if (extras.options.mask_gradient)
+                        if (!CENTERED && extras.options.mask_gradient)
                             extras.add_gradient(grad_weights[i], place.query(i), place.key(i));
-                        if (grad_weights[i] != 0)  // then the weight is not 0, and gives the score
-                            grad_weights[i] *= extras.slope((ptx::log2_approximate(scores[i]) + lse) * core::LN2,
-                                                            place.query(i), place.key(i));
+                        if (grad_weights[i] != 0 && extras.caps()) {  // then the weight is not 0, and gives the score
+                            float score = (ptx::log2_approximate(scores[i]) + lse) * core::LN2;
+                            if (biased) score -= around.bias(around.of(place.query(i)), place.key(i));
+                            grad_weights[i] *= extras.slope(score, place.query(i), place.key(i));
+                        }
                     });
                 }
                 core::pack_all<T>(packed, grad_weights);

@@ -12,11 +12,11 @@
 
 namespace kernels {
 
-// HasExtras: a soft cap, mask or dropout may be there.
-template <class T, int Width, int Rows, int Keys, bool Windowed, bool HasExtras>
-struct SoftmaxForward : core::QueryTiles<Width, Rows, Keys, 2, true, true, Windowed> {
+// HasExtras: a soft cap, mask or dropout may be there; with learned centres a soft cap.
+template <class T, int Width, int Rows, int Keys, core::Sight Seen, bool HasExtras>
+struct SoftmaxForward : core::QueryTiles<Width, Rows, Keys, 2, true, true, Seen> {
     using Params = SoftmaxForwardParams;
-    using Base = core::QueryTiles<Width, Rows, Keys, 2, true, true, Windowed>;
+    using Base = core::QueryTiles<Width, Rows, Keys, 2, true, true, Seen>;
     using Base::GROUPS, Base::QUERIES, Base::QUERY_STAGES, Base::VALUES;
     using Base::key_ring, Base::query_ring, Base::shared, Base::value_ring;
     using typename Base::Key, typename Base::Query, typename Base::Work;
@@ -117,18 +117,41 @@ struct SoftmaxForward : core::QueryTiles<Width, Rows, Keys, 2, true, true, Windo
         if constexpr (HasExtras) {
             const core::Extras<T> extras(params.extras, params.shape, work.batch, work.head);
             const int key = ptx::forget(work.block(step) * Keys + core::fragment_column());
-            UNROLL
-            for (int i = 0; i < Keys / 2; ++i)
-                scores[i] = extras.score(scores[i] * params.scores.scale, row + i / 2 % 2 * 8, key + i / 4 * 8 + i % 2);
+            if constexpr (Seen == core::Sight::CENTERS) {
+                const core::Around around = around_of(work);
+                around.for_each_by_query(scores, row, key, [&](int i, const core::Center& center, int own) {
+                    scores[i] = extras.capped(scores[i] * params.scores.scale);
+                    if (around.inside()) scores[i] += around.bias(center, own);
+                });
+            } else {
+                UNROLL
+                for (int i = 0; i < Keys / 2; ++i)
+                    scores[i] =
+                        extras.score(scores[i] * params.scores.scale, row + i / 2 % 2 * 8, key + i / 4 * 8 + i % 2);
+            }
         }
         this->mask(scores, work, work.block(step), row);
     }
 
+    // What comes between the softmax and the values.
     DEVICE void drop(float (&weights)[Keys / 2], const Work& work, int step, int row) const {
         if constexpr (HasExtras) {
-            const core::Extras<T> extras(params.extras, params.shape, work.batch, work.head);
-            if (extras.drops()) extras.drop_by_query(weights, row, work.block(step) * Keys + core::fragment_column());
+            const int key = work.block(step) * Keys + core::fragment_column();
+            if constexpr (Seen == core::Sight::CENTERS) {
+                const core::Around around = around_of(work);
+                if (around.after())
+                    around.for_each_by_query(weights, row, key, [&](int i, const core::Center& center, int own) {
+                        weights[i] *= around.factor(center, own);
+                    });
+            } else {
+                const core::Extras<T> extras(params.extras, params.shape, work.batch, work.head);
+                if (extras.drops()) extras.drop_by_query(weights, row, key);
+            }
         }
+    }
+
+    DEVICE core::Around around_of(const Work& work) const {
+        return {params.scores.centers, work.batch * params.shape.heads + work.head, params.shape.len_q};
     }
 
     // Through the rows of the query's tile that only this warpgroup reads, and is done with.

@@ -1,0 +1,110 @@
+"""Learned centres for the CUDA C++ kernels: queries in the order of their centres, and where each of them looks.
+
+Every query head has its own order, so that none share keys. Keys that nobody sees become 0: what is multiplied by a
+weight of 0 must be finite.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from attnkern.backends.gaussian import anchors_of, gaussians
+from attnkern.problem import UNLIMITED, Gradients, Inputs, Problem
+
+CENTER = 8  # words of csrc/core/centers.h's Center
+NONE, AFTER, INSIDE = range(3)  # its Gaussian
+
+
+class Centers(NamedTuple):
+    """What the kernels are told; `order` holds the queries' numbers, `(B, H, Lq)`.
+
+    rows: int32 `(B, H, Lq, CENTER)`, as in csrc/core/centers.h.
+    first, last: int64 `(B, H, Lq)`, ascending: keys `first <= key < last` lie in the window of the query's centre.
+    """
+
+    gaussian: int
+    order: Tensor
+    rows: Tensor
+    first: Tensor
+    last: Tensor
+
+    @classmethod
+    def of(cls, problem: Problem, inputs: Inputs) -> "Centers":
+        left, right = problem.window
+        anchors, order = anchors_of(problem, inputs.center).long().sort(dim=2, stable=True)
+        first, last = torch.zeros_like(anchors), torch.full_like(anchors, problem.len_k)
+        if left != UNLIMITED:
+            first = (anchors - left).clamp(0, problem.len_k)
+        if right != UNLIMITED:
+            last = (anchors + right + 1).clamp(0, problem.len_k)
+        end = torch.minimum(last, order + problem.query_offset + 1) if problem.causal else last
+        rows = torch.zeros(*order.shape, CENTER, dtype=torch.int32, device=order.device)
+        rows[..., 0], rows[..., 1] = first, torch.maximum(first, end)
+        kind = NONE
+        if (found := gaussians(problem, inputs)) is not None:
+            kind = INSIDE if problem.renormalize else AFTER
+            per_sigma = found.sigma.reciprocal().clamp(max=1e30)
+            for place, of_rows in enumerate((found.nearest, found.mirror, per_sigma), start=2):
+                rows.view(torch.float32)[..., place] = of_rows.float().take_along_dim(order, 2)
+        return cls(kind, order, rows, first, last)
+
+    def in_order(self, problem: Problem, inputs: Inputs) -> tuple[Problem, Inputs]:
+        """The same with the queries in order, and keys for each of their heads."""
+        key, value = (self._visible(tensor, problem.group) for tensor in (inputs.key, inputs.value))
+        inputs = inputs._replace(query=self.take(inputs.query), key=key, value=value)
+        return replace(problem, kv_heads=problem.heads), inputs
+
+    def gradients(self, problem: Problem, inputs: Inputs, found: Gradients) -> Gradients:
+        """Of the original tensors, from those of `in_order`; of centre and sigma the kernels' sums."""
+        rows = [self.put_back(found.query, torch.empty_like(found.query)), None, None]
+        if problem.sigma:
+            rows[1:] = (self.put_back(sums, torch.empty_like(sums)) / inputs.sigma for sums in found[4:])
+        key, value = (
+            heads.unflatten(1, (problem.kv_heads, problem.group)).sum(2, dtype=torch.float32) for heads in found[1:3]
+        )
+        return Gradients(rows[0], key, value, None, *rows[1:])
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """`(B, H, Lq, ...)`, its rows in order."""
+        return tensor.take_along_dim(self._index(tensor), 2)
+
+    def put_back(self, tensor: Tensor, into: Tensor) -> Tensor:
+        """Each row of what came in order, where it belongs."""
+        return into.scatter_(2, self._index(tensor), tensor)
+
+    def _visible(self, key: Tensor, group: int) -> Tensor:
+        """Keys or values `(B, Hkv, Lk, ...)` for each query head, 0 where none of its queries looks."""
+        begin, end = (self.rows[..., place].long() for place in range(2))
+        steps = torch.zeros(*begin.shape[:2], key.shape[2] + 1, dtype=torch.int32, device=key.device)
+        one = torch.ones_like(begin, dtype=torch.int32)
+        shown = steps.scatter_add_(2, begin, one).scatter_add_(2, end, -one).cumsum(2)[..., :-1] > 0
+        return key.repeat_interleave(group, 1).masked_fill_(~shown.unsqueeze(-1), 0)
+
+    def key_blocks(self, rows: int, keys: int) -> Tensor:
+        """Blocks of `keys` keys that each tile of `rows` queries meets: int32 `(B, H, tiles, 2)`."""
+        tiles = -(-self.order.shape[2] // rows)
+        padding = (0, tiles * rows - self.order.shape[2])
+        begin, end = self.rows[..., 0], self.rows[..., 1]
+        begin = torch.nn.functional.pad(begin, padding, value=torch.iinfo(torch.int32).max)
+        end = torch.nn.functional.pad(end, padding)
+        return _blocks(begin.unflatten(2, (-1, rows)).amin(-1), end.unflatten(2, (-1, rows)).amax(-1), keys)
+
+    def query_blocks(self, keys: int, len_k: int, rows: int) -> Tensor:
+        """Blocks of `rows` queries that each tile of `keys` keys meets: int32 `(B, H, tiles, 2)`."""
+        starts = torch.arange(0, len_k, keys, device=self.order.device).expand(*self.order.shape[:2], -1).contiguous()
+        begin = torch.searchsorted(self.last, starts, right=True)
+        end = torch.searchsorted(self.first, starts + keys)
+        return _blocks(begin, end, rows)
+
+    def _index(self, tensor: Tensor) -> Tensor:
+        return self.order.view(*self.order.shape, *[1] * (tensor.dim() - 3)).expand_as(tensor)
+
+
+def _blocks(begin: Tensor, end: Tensor, size: int) -> Tensor:
+    """Those of `size` that `[begin, end)` touches, one at least."""
+    first = begin // size
+    first = torch.where(begin < end, first, 0)
+    last = torch.where(begin < end, -(-end // size), 1)
+    return torch.stack((first, last), -1).int().contiguous()
