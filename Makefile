@@ -29,8 +29,8 @@ format: $(READY)  ## write the format that lint wants
 # On a machine with a GPU, whose PYTHON has all that is needed: installs nothing, ends within eight minutes.
 OUT ?= out
 # rows without a pass of their own for what two others tell, and peers without those that take longest
-BENCH := --suite roofs,small,decode,packed,aoa,hard,module,global,local --peers sdpa,flex,mha,flash-attn,flash-attn-4 \
-	--rows 'roof|small|decode|packed|aoa|hard|module| 128 |(16|32|64)k .* D128 .*(forward|backward)' --seconds 120
+BENCH := --suite roofs,small,decode,packed,aoa,learned,hard,module,global,local --peers sdpa,flex,mha,flash-attn,flash-attn-4 \
+	--rows 'roof|small|decode|packed|aoa|learned|hard|module| 128 |(16|32|64)k .* D128 .*(forward|backward)' --seconds 120
 XDIST := -n 12 --dist worksteal --ignore tests/test_machine_code.py
 gpu-check: export PYTHONPATH = .
 gpu-check:  ## tests and a short benchmark on this machine's GPU; logs and rows go to OUT

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from attnkern import mac
-from attnkern.bench import aoa, modules, packed, peers, roofs, timing
+from attnkern.bench import aoa, learned, modules, packed, peers, roofs, timing
 from attnkern.bench.peers import Contender, Function
 from attnkern.bench.problems import SEED, Row
 from attnkern.bench.results import Result, Roof
 
-FAMILIES = {"packed": packed, "module": modules, "aoa": aoa, "matmul": roofs, "copy": roofs}  # the others are peers'
+FAMILIES = {  # the others are peers'
+    "packed": packed, "module": modules, "aoa": aoa, "learned": learned, "matmul": roofs, "copy": roofs,
+}  # fmt: skip
 CACHE = 60 << 20  # bytes: the largest last-level cache of the devices we measure on
 MOST_SETS = 16
 

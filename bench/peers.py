@@ -1,7 +1,7 @@
 """Who computes attention: attnkern on each backend, and torch in every way that it offers.
 
 A contender takes a row's inputs and returns its results by name. This file is about attention itself; `modules.py`,
-`aoa.py` and `roofs.py` have the same functions for rows of other kinds, and `others.py` the packages that may be there.
+`aoa.py`, `learned.py` and `roofs.py` have the same for rows of other kinds, `others.py` the packages that may be there.
 """
 
 from collections.abc import Callable, Iterator

@@ -14,7 +14,7 @@ TOKENS = 1 << 14  # of a whole batch on a GPU, unless one sequence is longer
 FEATURES = {"cpu": 256, "cuda": 2048}  # of all heads together
 DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 EVERYWHERE = (UNLIMITED, UNLIMITED)
-Kind = Literal["global", "local", "hard", "decode", "packed", "module", "aoa", "matmul", "copy"]
+Kind = Literal["global", "local", "hard", "decode", "packed", "module", "aoa", "learned", "matmul", "copy"]
 Phase = Literal["forward", "backward", "training"]
 KINDS, PHASES = get_args(Kind), get_args(Phase)
 SELECTOR = {"hard": "sample", "aoa": "aoa"}  # of the other kinds "softmax"
@@ -28,7 +28,7 @@ class Row:
     Attributes:
         kind: "decode" is global attention of a query that stands at the end of a cache; "packed" of `batch` sequences
             whose lengths go evenly from 1 to `len_q`; "aoa" is attention-over-attention, a document of `len_q` words
-            and a question of `len_k`.
+            and a question of `len_k`; "learned" is local attention, Gaussian, around a centre for each query and head.
         phase: what is timed: "forward" without gradients, "backward" alone, or "training", which is both.
         loss: which results the gradients come through, of hard attention: "log_prob" stands for score and lse.
     """
@@ -84,6 +84,7 @@ class Row:
             head_dim=self.head_dim, dtype=getattr(torch, self.dtype), device=device, causal=self.causal,
             window=self.window, query_offset=self.offset, selector=SELECTOR.get(self.kind, "softmax"),
             num_samples=self.num_samples, requires_grad=self.phase != "forward", packed=self.kind == "packed",
+            center=self.kind == "learned", sigma=self.kind == "learned",
         )  # fmt: skip
 
 
@@ -192,6 +193,16 @@ def aoa_rows(device: str) -> list[Row]:
     ]  # fmt: skip
 
 
+def learned_rows(device: str) -> list[Row]:
+    """Luong's window (2015), 10 keys to each side."""
+    lengths = (4096, 32768) if device == "cuda" else (2048, 8192)
+    return [
+        attention(device, "learned", length, phase, window=(10, 10))
+        for length in lengths
+        for phase in ("forward", "training")
+    ]
+
+
 def small_rows(device: str) -> list[Row]:
     """So small that the host's time per call is most there is."""
     return [attention(device, "global", 128, phase, batch=1) for phase in ("forward", "training")]
@@ -214,6 +225,7 @@ SUITES: dict[str, Callable[[str], list[Row]]] = {
     "module": module_rows,
     "aoa": aoa_rows,
     "packed": packed_rows,
+    "learned": learned_rows,
 }
 
 

@@ -33,6 +33,7 @@ ROWS = [
     Row(kind="packed", phase="training", batch=3, **SIZES),
     Row(kind="module", phase="training", **SIZES),
     Row(kind="aoa", phase="training", batch=2, len_q=70, len_k=9, head_dim=16, dtype="float32"),
+    Row(kind="learned", phase="training", window=(5, 3), **SIZES),
     Row(kind="matmul", **SIZES),
 ]
 ROOFS = mac.Roofs("a test", {"float32": 1e11}, 1e10, 1e9)
