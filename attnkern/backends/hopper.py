@@ -94,7 +94,7 @@ class Kernels:
             return self._softmax(problem, inputs)
         centers = Centers.of(problem, inputs)
         output, lse = self._softmax(*centers.in_order(problem, inputs), centers)
-        return centers.put_back(output, torch.empty_like(output)), centers.put_back(lse, torch.empty_like(lse))
+        return centers.put_back(output), centers.put_back(lse)
 
     def _softmax(self, problem: Problem, inputs: Inputs, centers: Centers | None = None) -> tuple[Tensor, Tensor]:
         query, key, value = _operands(problem, inputs)
@@ -194,8 +194,7 @@ class Kernels:
                 tensors = (query, key[:, :, seen], value[:, :, seen], output, grad_output)
                 tensors += (grad_query, grad_key[:, :, seen], grad_value[:, :, seen])
                 extras = self._extras(problem, inputs, grad_mask)
-                rows, keys = BACKWARD_BY_COLUMNS_TILE[width_of(problem)]
-                blocks = centers and centers.query_blocks(keys, problem.len_k, rows)
+                blocks = centers and centers.query_blocks(*BACKWARD_BY_COLUMNS_TILE[width_of(problem)], problem.len_k)
                 around = self._centers(centers, blocks, *sums)
                 numbers = (_address(lse), _address(row), *spaces, scores, extras, around, stream)
                 self._module.softmax_backward(DTYPES[problem.dtype], *map(_described, tensors), *numbers)

@@ -1,7 +1,7 @@
 """Learned centres for the CUDA C++ kernels: queries in the order of their centres, and where each of them looks.
 
-Every query head has its own order, so that none share keys. Keys that nobody sees become 0: what is multiplied by a
-weight of 0 must be finite.
+Every query head has its own order, so that no heads share keys. Keys that nobody sees become 0: what is multiplied by
+a weight of 0 must be finite.
 """
 
 from dataclasses import replace
@@ -58,21 +58,19 @@ class Centers(NamedTuple):
 
     def gradients(self, problem: Problem, inputs: Inputs, found: Gradients) -> Gradients:
         """Of the original tensors, from those of `in_order`; of centre and sigma the kernels' sums."""
-        rows = [self.put_back(found.query, torch.empty_like(found.query)), None, None]
-        if problem.sigma:
-            rows[1:] = (self.put_back(sums, torch.empty_like(sums)) / inputs.sigma for sums in found[4:])
-        key, value = (
-            heads.unflatten(1, (problem.kv_heads, problem.group)).sum(2, dtype=torch.float32) for heads in found[1:3]
-        )
-        return Gradients(rows[0], key, value, None, *rows[1:])
+        groups = (heads.unflatten(1, (problem.kv_heads, problem.group)) for heads in (found.key, found.value))
+        key, value = (heads.sum(2, dtype=torch.float32) for heads in groups)
+        sums = (found.center, found.sigma) if problem.sigma else ()
+        gaussian = (self.put_back(total) / inputs.sigma for total in sums)
+        return Gradients(self.put_back(found.query), key, value, None, *gaussian)
 
     def take(self, tensor: Tensor) -> Tensor:
         """`(B, H, Lq, ...)`, its rows in order."""
         return tensor.take_along_dim(self._index(tensor), 2)
 
-    def put_back(self, tensor: Tensor, into: Tensor) -> Tensor:
-        """Each row of what came in order, where it belongs."""
-        return into.scatter_(2, self._index(tensor), tensor)
+    def put_back(self, tensor: Tensor) -> Tensor:
+        """Each row of what came in order, where it belongs; laid out likewise."""
+        return torch.empty_like(tensor).scatter_(2, self._index(tensor), tensor)
 
     def _visible(self, key: Tensor, group: int) -> Tensor:
         """Keys or values `(B, Hkv, Lk, ...)` for each query head, 0 where none of its queries looks."""
@@ -91,7 +89,7 @@ class Centers(NamedTuple):
         end = torch.nn.functional.pad(end, padding)
         return _blocks(begin.unflatten(2, (-1, rows)).amin(-1), end.unflatten(2, (-1, rows)).amax(-1), keys)
 
-    def query_blocks(self, keys: int, len_k: int, rows: int) -> Tensor:
+    def query_blocks(self, rows: int, keys: int, len_k: int) -> Tensor:
         """Blocks of `rows` queries that each tile of `keys` keys meets: int32 `(B, H, tiles, 2)`."""
         starts = torch.arange(0, len_k, keys, device=self.order.device).expand(*self.order.shape[:2], -1).contiguous()
         begin = torch.searchsorted(self.last, starts, right=True)
@@ -104,7 +102,5 @@ class Centers(NamedTuple):
 
 def _blocks(begin: Tensor, end: Tensor, size: int) -> Tensor:
     """Those of `size` that `[begin, end)` touches, one at least."""
-    first = begin // size
-    first = torch.where(begin < end, first, 0)
-    last = torch.where(begin < end, -(-end // size), 1)
-    return torch.stack((first, last), -1).int().contiguous()
+    some = begin < end
+    return torch.stack((torch.where(some, begin // size, 0), torch.where(some, -(-end // size), 1)), -1).int()
