@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attnkern
 from attnkern import AuxRequest, Problem
+from attnkern.ops.library import like
 
 # cu_seq_q, cu_seq_k; scale, softcap, causal, left, right, query_offset, max_q, max_k
 NO_SCORE_OPTIONS = (None, None, 0.25, 0.0, True, 5, -1, 2, 20, 30)
@@ -176,6 +177,16 @@ def test_broadcast_and_overlapping_inputs(backend, device):
     expected = attnkern.local_attention(query, key, key, window=(9, 9), backend="reference")
     torch.testing.assert_close(output, expected)
     torch.testing.assert_close(got, torch.autograd.grad(expected.sin().sum(), base)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_take_no_memory_twice(monkeypatch):
+    """One in its input's dtype and layout is handed on, and nothing as large is made beside it."""
+    tensors = torch.randn(2, 4, 5, 16), torch.randn(2, 5, 4, 16).transpose(1, 2)
+    gradients = [torch.empty_like(tensor) for tensor in tensors]
+    wide = torch.randn(2, 4, 5, 32)[..., :16]
+    assert like(gradients[0], wide).stride() == torch.empty_like(wide).stride()
+    monkeypatch.delattr(torch, "empty_like")
+    assert all(like(gradient, tensor) is gradient for gradient, tensor in zip(gradients, tensors))
 
 
 def test_masks_are_not_expanded(monkeypatch):

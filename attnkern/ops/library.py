@@ -181,12 +181,13 @@ def like_inputs(gradients: Gradients, inputs: Inputs, needs_mask: bool) -> tuple
 
 def like(gradient: Tensor | None, tensor: Tensor) -> Tensor:
     """A gradient in the dtype and layout of its input; zeros for None."""
-    wanted = torch.empty_like(tensor)
     if gradient is None:
-        return wanted.zero_()
-    if gradient.dtype == wanted.dtype and gradient.stride() == wanted.stride():
+        return torch.zeros_like(tensor)
+    if gradient.dtype == tensor.dtype and gradient.stride() == tensor.stride():
         return gradient
-    return wanted.copy_(gradient)
+    wanted = torch.empty_like(tensor)  # whose strides are others where the input has gaps
+    same = gradient.dtype == wanted.dtype and gradient.stride() == wanted.stride()
+    return gradient if same else wanted.copy_(gradient)
 
 
 def fake_gradients(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, needs_mask: bool):
