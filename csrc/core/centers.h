@@ -82,43 +82,44 @@ struct Around {
     // The same where rows are keys and columns queries.
     template <int Count, class Function>
     DEVICE void for_each_by_key(float (&)[Count], int row, int key, Function function) const {
-        UNROLL
-        for (int i = 0; i < Count; i += 4) {
-            UNROLL
-            for (int column = 0; column < 2; ++column) {
-                const Center center = of(row + i * 2 + column);
-                function(i + column, center, key);
-                function(i + column + 2, center, key + 8);
-            }
-        }
+        for_each_column<Count>(row, [&](int i, int, const Center& center) {
+            function(i, center, key);
+            function(i + 2, center, key + 8);
+        });
     }
 
     // Adds to the gradients of centre and sigma what gradient(i), that of an exponent, makes of them.
     template <int Count, class Function>
     DEVICE void add_gradients(float (&)[Count], int row, int key, Function gradient) const {
+        for_each_column<Count>(row, [&](int i, int query, const Center& center) {
+            float of_center = 0, of_sigma = 0;
+            UNROLL
+            for (int half = 0; half < 2; ++half) {
+                const float own = gradient(i + 2 * half);
+                of_center = fmaf(own, distance(center, key + 8 * half), of_center);
+                of_sigma = fmaf(own, square(center, key + 8 * half), of_sigma);
+            }
+            UNROLL
+            for (int mask = 4; mask < 32; mask *= 2) {  // the lanes that hold other keys of the same query
+                of_center += ptx::shuffle_xor(of_center, mask);
+                of_sigma += ptx::shuffle_xor(of_sigma, mask);
+            }
+            if (ptx::lane_index() < 4 && query < len_q) {
+                ptx::add_global(centers.grad_center + first + query, of_center);
+                ptx::add_global(centers.grad_sigma + first + query, of_sigma);
+            }
+        });
+    }
+
+  private:
+    // function(i, query, center) for each column: register i is its first key's, i + 2 its second one's.
+    template <int Count, class Function>
+    DEVICE void for_each_column(int row, Function function) const {
         UNROLL
         for (int i = 0; i < Count; i += 4) {
             UNROLL
-            for (int column = 0; column < 2; ++column) {
-                const int query = row + i * 2 + column;
-                const Center center = of(query);
-                float of_center = 0, of_sigma = 0;
-                UNROLL
-                for (int half = 0; half < 2; ++half) {
-                    const float own = gradient(i + column + 2 * half);
-                    of_center = fmaf(own, distance(center, key + 8 * half), of_center);
-                    of_sigma = fmaf(own, square(center, key + 8 * half), of_sigma);
-                }
-                UNROLL
-                for (int mask = 4; mask < 32; mask *= 2) {  // the lanes that hold other keys of the same query
-                    of_center += ptx::shuffle_xor(of_center, mask);
-                    of_sigma += ptx::shuffle_xor(of_sigma, mask);
-                }
-                if (ptx::lane_index() < 4 && query < len_q) {
-                    ptx::add_global(centers.grad_center + first + query, of_center);
-                    ptx::add_global(centers.grad_sigma + first + query, of_sigma);
-                }
-            }
+            for (int column = 0; column < 2; ++column)
+                function(i + column, row + i * 2 + column, of(row + i * 2 + column));
         }
     }
 };
