@@ -66,7 +66,7 @@ def check(given: dict, tolerance=1e-11, **options):
         )
 
 
-WINDOWS = [(3, 5), (-1, 4), (10, -1), (-1, -1), (0, 0)]
+WINDOWS = [(3, 5), (-1, 4), (10, -1), (-1, -1), (0, 0), (2**27, 3), (2, 2**27)]
 
 
 @pytest.mark.parametrize("renormalize", [False, True])

@@ -27,34 +27,40 @@ class Runs(NamedTuple):
     """Neighbours in the order of each head's queries by centre, a fixed number of them to a run; `(B, H, runs, rows)`.
 
     rows: the queries' numbers.
-    anchors: the keys that their windows lie around.
+    first, last: the keys that each may look at, but for a mask; none if the last comes before the first.
     begin, end: the keys in sight of a whole run, `(B, H, runs, 1)`.
     gaps: whether some of those may be in no query's sight, `(B, H, runs)`.
     gaussian: what the queries' Gaussians are, if any.
     """
 
     rows: Tensor
-    anchors: Tensor
+    first: Tensor
+    last: Tensor
     begin: Tensor
     end: Tensor
     gaps: Tensor
     gaussian: Gaussians | None
 
     @classmethod
-    def of(cls, problem: Problem, size: int, rows: Tensor, anchors: Tensor, *gaussian: Tensor) -> "Runs":
-        """Of queries in order, what their windows are anchored at, and their Gaussians: `(B, H, N)`."""
-        rows, anchors, *gaussian = (tensor.unflatten(2, (-1, size)) for tensor in (rows, anchors, *gaussian))
+    def of(cls, problem: Problem, offsets: Tensor | None, size: int, *in_order: Tensor) -> "Runs":
+        """Of queries in order, what their windows are anchored at, and their Gaussians if any: `(B, H, N)`."""
+        rows, anchors, *gaussian = (tensor.unflatten(2, (-1, size)) for tensor in in_order)
         left, right = problem.window
-        first, last = anchors[..., :1], anchors[..., -1:]
-        begin, end = torch.zeros_like(first), torch.full_like(last, problem.len_k)
+        first, last = torch.zeros_like(anchors), torch.full_like(anchors, problem.len_k - 1)
         if left != UNLIMITED:
-            begin = (first - left).clamp_(0, problem.len_k)
+            first = (anchors - left).clamp_(0, problem.len_k)
         if right != UNLIMITED:
-            end = torch.maximum(begin, (last + right + 1).clamp_(max=problem.len_k))
+            last = (anchors + right).clamp_(-1, problem.len_k - 1)
+        begin = first[..., :1]
+        end = torch.maximum(begin, last[..., -1:] + 1)
         gaps = (begin >= end).squeeze(-1)
         if UNLIMITED not in (left, right):
             gaps |= (anchors.diff(dim=-1) > left + right + 1).any(-1)
-        return cls(rows, anchors, begin, end, gaps | problem.causal, Gaussians(*gaussian) if gaussian else None)
+        if problem.causal:
+            offset = problem.query_offset if offsets is None else offsets.view(-1, 1, 1, 1)
+            last = torch.minimum(last, rows + offset)
+            gaps.fill_(True)
+        return cls(rows, first, last, begin, end, gaps, Gaussians(*gaussian) if gaussian else None)
 
     def part(self, *part: slice) -> "Runs":
         """Some runs of some heads of some batch elements."""
@@ -96,7 +102,6 @@ class CenteredBlock(Block):
         results: Results,
     ):
         self.problem, self.inputs, self._runs, self._results = problem, inputs, runs, results
-        self._batch = batch
         device = inputs.query.device
         self._batch_index = torch.arange(batch.start, batch.stop, device=device).view(-1, 1, 1, 1)
         self._head_index = torch.arange(heads.start, heads.stop, device=device).view(-1, 1, 1)
@@ -147,29 +152,18 @@ class CenteredBlock(Block):
     def band(self, keys: tuple[int, int]) -> Tensor:
         """0 or -inf, `(n, rows, keys)`."""
         if keys not in self._bands:
-            problem, offsets = self.problem, self.inputs.offsets
-            band = self._window(self._runs.anchors, problem.window, keys)
-            if problem.causal:
-                offset = problem.query_offset if offsets is None else offsets[self._batch].view(-1, 1, 1, 1)
-                band += self._window(self._runs.rows + offset, (UNLIMITED, 0), keys)
-            self._bands[keys] = band
-        return self._bands[keys]
+            count, origin = keys[1] - keys[0], self._begin + keys[0]
+            hidden = torch.full((count,), NEG_INF, dtype=self.problem.compute_dtype, device=origin.device)
+            shown = torch.zeros_like(hidden)
 
-    def _window(self, anchors: Tensor, window: tuple[int, int], keys: tuple[int, int]) -> Tensor:
-        """0 where a key lies in the window around its row's anchor, -inf elsewhere; `(n, rows, keys)`."""
-        count, (left, right) = keys[1] - keys[0], window
-        # one row for each place of an anchor, from so far before the first key that all lie right of its window
-        least, most = -max(right, 0) - 1, count + max(left, 0)
-        distance = torch.arange(-most, count - least, device=anchors.device)
-        outside = torch.zeros_like(distance, dtype=torch.bool)
-        if left != UNLIMITED:
-            outside |= distance < -left
-        if right != UNLIMITED:
-            outside |= distance > right
-        table = torch.zeros(outside.shape, dtype=self.problem.compute_dtype, device=anchors.device)
-        table = table.masked_fill_(outside, NEG_INF).as_strided((most - least + 1, count), (1, 1))
-        places = most - (anchors - (self._begin + keys[0])).clamp_(least, most)
-        return table.index_select(0, places.flatten()).unflatten(0, (-1, anchors.shape[-1]))
+            def rows(ends: tuple[Tensor, Tensor], place: Tensor) -> Tensor:
+                """`ends[0]` for the columns before a row's place, `ends[1]` from there on."""
+                table = torch.cat(ends).as_strided((count + 1, count), (1, 1))  # a row for each place, the last first
+                return table.index_select(0, (count - (place - origin).clamp_(0, count)).flatten())
+
+            band = rows((hidden, shown), self._runs.first).add_(rows((shown, hidden), self._runs.last + 1))
+            self._bands[keys] = band.unflatten(0, (-1, self._runs.rows.shape[3]))
+        return self._bands[keys]
 
     def take_band(self, keys: tuple[int, int]) -> Tensor:
         return self._bands.pop(keys)
@@ -244,7 +238,7 @@ def blocks(problem: Problem, inputs: Inputs) -> Iterator[CenteredBlock]:
     in_order = order, anchors, *(rows.take_along_dim(order, 2) for rows in gaussians(problem, inputs) or ())
     inputs = inputs._replace(key=_as_rows(inputs.key), value=_as_rows(inputs.value))
     whole = problem.len_q // size * size
-    runs = Runs.of(problem, size, *(rows[..., :whole] for rows in in_order))
+    runs = Runs.of(problem, inputs.offsets, size, *(rows[..., :whole] for rows in in_order))
 
     span = max(1, min(KEYS, int((runs.end - runs.begin).median())))
     budget = TILE_BYTES.get(problem.device, TILE_BYTES_ELSEWHERE) // 2  # the other half is for the gathered keys
@@ -264,7 +258,9 @@ def blocks(problem: Problem, inputs: Inputs) -> Iterator[CenteredBlock]:
                 part = runs.part(batch, heads, slice(run, run + at_once))
                 yield CenteredBlock(problem, inputs, batch, heads, part, results)
             if whole < problem.len_q:
-                last = Runs.of(problem, problem.len_q - whole, *(rows[batch, heads, whole:] for rows in in_order))
+                offsets = None if inputs.offsets is None else inputs.offsets[batch]
+                rest = (rows[batch, heads, whole:] for rows in in_order)
+                last = Runs.of(problem, offsets, problem.len_q - whole, *rest)
                 yield CenteredBlock(problem, inputs, batch, heads, last, results)
 
 
