@@ -8,6 +8,7 @@ from torch import Tensor
 
 import attnkern
 from attnkern import mac
+from attnkern.backends.choose import refusal
 from attnkern.bench.peers import Contender, Function, TooLarge, useful_alone
 from attnkern.bench.problems import Row
 from attnkern.bench.verify import QUERIES, TOLERANCE, judgement, relative_error
@@ -26,8 +27,7 @@ def inputs(row: Row, device: str) -> tuple[Tensor, ...]:
 
 def contenders(row: Row, device: str, backends: list[str], peers: list[str]) -> Iterator[Contender]:
     problem = row.problem(device)
-    reasons = attnkern.explain(problem).reasons
-    for name in (name for name in backends if reasons[name] is None):
+    for name in (name for name in backends if refusal(name, problem) is None):  # those that run when named, too
         work = mac.count(problem, row.phase, backend=name)
         yield Contender(f"attnkern[{name}]", partial(ours, row, name), work, role="ours")
     work = useful_alone(mac.count(problem, row.phase))

@@ -104,25 +104,31 @@ def describe(inputs: Inputs, scale, softcap, causal, left, right, query_offset, 
     query, key, value, mask = inputs[:4]
     batch, heads, _, head_dim = query.shape
     packed = inputs.cu_seq_q is not None
-    return Problem(
-        batch=len(inputs.cu_seq_q) - 1 if packed else batch,
-        packed=packed,
-        heads=heads,
-        kv_heads=key.shape[1],
-        len_q=max_q,
-        len_k=max_k,
-        head_dim=head_dim,
-        value_dim=value.shape[3],
-        dtype=query.dtype,
-        device=query.device.type,
-        scale=scale,
-        softcap=softcap,
-        mask=None if mask is None else "bool" if mask.dtype == torch.bool else "float",
-        causal=causal,
-        window=(left, right),
-        query_offset=query_offset if inputs.offsets is None else None,
-        **choices,
-    )
+    choices |= {
+        "batch": len(inputs.cu_seq_q) - 1 if packed else batch,
+        "packed": packed,
+        "heads": heads,
+        "kv_heads": key.shape[1],
+        "len_q": max_q,
+        "len_k": max_k,
+        "head_dim": head_dim,
+        "value_dim": value.shape[3],
+        "dtype": query.dtype,
+        "device": query.device.type,
+        "scale": scale,
+        "softcap": softcap,
+        "mask": None if mask is None else "bool" if mask.dtype == torch.bool else "float",
+        "causal": causal,
+        "window": (left, right),
+        "query_offset": query_offset if inputs.offsets is None else None,
+    }
+    try:
+        return _remembered(**choices)
+    except TypeError:  # a compiler's symbols for sizes have no hash
+        return Problem(**choices)
+
+
+_remembered = functools.lru_cache(maxsize=256)(Problem)  # to make one takes as long as a small kernel
 
 
 def flop_formula(name: str) -> Callable:
