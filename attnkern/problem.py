@@ -116,7 +116,12 @@ class Problem:
         return torch.promote_types(self.dtype, torch.float32)
 
     def key_range(self, row_begin: int, row_end: int, offset: int | None = None) -> tuple[int, int]:
-        """The keys `[begin, end)` that any of the rows may look at; empty ranges have begin == end."""
+        """The keys `[begin, end)` that any of the rows may look at; empty ranges have begin == end.
+
+        All of them where tensors of learned centres say which.
+        """
+        if self.center:
+            return 0, self.len_k
         offset = self.query_offset if offset is None else offset
         left, right = self.band
         begin = 0 if left < 0 else min(max(0, row_begin + offset - left), self.len_k)

@@ -9,12 +9,11 @@ from torch import Tensor
 import attnkern
 from attnkern import mac
 from attnkern.backends.choose import refusal
-from attnkern.bench.peers import Contender, Function, TooLarge, useful_alone
+from attnkern.bench.peers import Contender, Function, afford, useful_alone
 from attnkern.bench.problems import Row
 from attnkern.bench.verify import QUERIES, TOLERANCE, judgement, relative_error
 
 INPUTS = ("query", "key", "value", "center", "sigma")
-GATHERED = {"cpu": 2 << 30, "cuda": 24 << 30}  # bytes that a copy of every window may take
 
 
 def inputs(row: Row, device: str) -> tuple[Tensor, ...]:
@@ -48,8 +47,7 @@ def gathered(row: Row, device: str) -> Function:
     left, right = row.window
     steps = torch.arange(-left, right + 1, device=device)
     needed = 2 * row.batch * row.heads * row.len_q * len(steps) * row.head_dim * getattr(torch, row.dtype).itemsize
-    if needed > GATHERED[device]:
-        raise TooLarge(f"needs {needed / 2**30:.1f} GiB for copies of the windows")
+    afford(needed, device, "copies of windows")
 
     def run(query, key, value, center, sigma):
         place = center.floor().long().unsqueeze(-1) + steps

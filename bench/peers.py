@@ -28,7 +28,7 @@ SDPA = {
     "cuda": ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH"),
 }
 SMALL = 128  # queries
-MATRICES = {"cpu": 1 << 30, "cuda": 48 << 30}  # bytes that whole score matrices may take
+MATRICES = {"cpu": 1 << 30, "cuda": 48 << 30}  # bytes that whole score matrices, or copies of windows, may take
 INPUTS = ("query", "key", "value")
 Function = Callable[..., dict[str, Tensor]]
 __all__ = ["INPUTS", "Contender", "complaint", "contenders", "inputs"]
@@ -223,8 +223,13 @@ def _mask(row: Row, device: str, copies: int) -> Tensor | None:
 
 
 def _afford(row: Row, device: str, copies: int) -> None:
-    """Refuses what stores the whole score matrix that often, before the machine runs out of memory."""
+    """Refuses what stores the whole score matrix that often."""
     needed = copies * row.batch * row.heads * row.len_q * row.len_k * getattr(torch, row.dtype).itemsize
+    afford(needed, device, "score matrices")
+
+
+def afford(needed: int, device: str, what: str) -> None:
+    """Refuses what stores so many bytes, before the machine runs out of memory."""
     if needed > MATRICES[device]:
         limit = MATRICES[device] / 2**30
-        raise TooLarge(f"needs {needed / 2**30:.1f} GiB for score matrices, more than the {limit:.0f} GiB allowed")
+        raise TooLarge(f"needs {needed / 2**30:.1f} GiB for {what}, more than the {limit:.0f} GiB allowed")

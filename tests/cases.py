@@ -1,5 +1,6 @@
 """Attention calls that hurt, and the comparison of a backend with the float64 reference."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -231,3 +232,18 @@ def compare(got: Tensor, exact: Tensor, naive: Tensor) -> str | None:
 
 def _rms(tensor: Tensor) -> Tensor:
     return tensor.square().mean().sqrt()
+
+
+def check_extreme_centers(backend: str, dtype: torch.dtype, device: str, renormalize: bool) -> None:
+    """Around centres that see no key the output is 0, and everything is finite."""
+    center = torch.tensor([-1e30, -5, -1e-9, 0, 3, 4 - 1e-6, 4, 19.5, 20, 1e30, math.inf, math.nan], device=device)
+    center = center.expand(1, 1, 12)
+    query, key = (torch.randn(1, 1, length, 16, device=device, dtype=dtype) for length in (12, 20))
+    for sigma in (1e-30, 1e30):
+        leaves = [x.clone().requires_grad_() for x in (query, key, key, center, torch.full_like(center, sigma))]
+        output = local_attention(
+            *leaves[:3], window=(2, 2), center=leaves[3], sigma=leaves[4], renormalize=renormalize, backend=backend
+        )
+        assert output.isfinite().all() and not output[..., [0, 1, 9, 10, 11], :].any()
+        gradients = torch.autograd.grad(output.sum(), leaves)
+        assert all(gradient.isfinite().all() for gradient in gradients)

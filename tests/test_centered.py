@@ -133,6 +133,17 @@ def test_long_rows_take_several_tiles():
     check(tensors(3, 1500), window=(600, 500))
 
 
+@pytest.mark.parametrize("window", [(-1, 2), (2, -1), (2, 2)], ids=str)
+def test_centres_that_are_no_number_see_nothing(window):
+    given = tensors()
+    del given["sigma"]
+    given["center"][..., ::3] = NAN
+    options = {"enable_gqa": True, "window": window}
+    found, expected = (attnkern.local_attention(**given, backend=name, **options) for name in ("blocked", "reference"))
+    torch.testing.assert_close(found, expected)
+    assert not found[..., ::3, :].any()
+
+
 def test_windows_without_a_gaussian_move_no_centre():
     given = tensors()
     del given["sigma"]

@@ -1,13 +1,11 @@
 """Local attention around learned centres in the Triton kernels, within the error budget; unseen keys hold NaN."""
 
-import math
-
 import pytest
 import torch
 
 import attnkern
 from attnkern.problem import Problem
-from tests.cases import Case, check, poison, run
+from tests.cases import Case, check, check_extreme_centers, poison, run
 
 pytest.importorskip("triton")
 
@@ -54,17 +52,7 @@ def test_centers_in_bfloat16(device, poisoned_memory):
 @pytest.mark.parametrize("renormalize", [False, True])
 def test_extreme_numbers_stay_finite(device, renormalize):
     """Centres at and around whole numbers, past the ends, infinite and NaN; sigma tiny and huge."""
-    center = torch.tensor([-1e30, -5, -1e-9, 0, 3, 4 - 1e-6, 4, 19.5, 20, 1e30, math.inf, math.nan], device=device)
-    center = center.expand(1, 1, 12)
-    query, key = (torch.randn(1, 1, length, 16, device=device) for length in (12, 20))
-    for sigma in (1e-30, 1e30):
-        leaves = [x.clone().requires_grad_() for x in (query, key, key, center, torch.full_like(center, sigma))]
-        output = attnkern.local_attention(
-            *leaves[:3], window=(2, 2), center=leaves[3], sigma=leaves[4], renormalize=renormalize, backend="triton"
-        )
-        assert output.isfinite().all() and not output[..., [0, 1, 9, 10, 11], :].any()
-        gradients = torch.autograd.grad(output.sum(), leaves)
-        assert all(gradient.isfinite().all() for gradient in gradients)
+    check_extreme_centers("triton", torch.float32, device, renormalize)
 
 
 def test_cost_follows_the_windows(monkeypatch):

@@ -1,6 +1,5 @@
 """The CUDA C++ kernels (csrc/): on a GPU that they are made for, else emulated on the CPU, in several schedules."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ from torch.autograd import grad
 import attnkern
 from attnkern import AuxRequest, Problem, UnsupportedProblem
 from attnkern.backends import choose, hopper
-from tests.cases import Case, check, poison, run
+from tests.cases import Case, check, check_extreme_centers, poison, run
 from tests.compiled import compiled
 
 ON_GPU = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
@@ -174,16 +173,7 @@ def test_learned_centers(case, heads, dtype, schedules):
 @pytest.mark.parametrize("renormalize", [False, True])
 def test_extreme_centers_stay_finite(renormalize):
     """Centres at and around whole numbers, past the ends, infinite and NaN; sigma tiny and huge."""
-    center = torch.tensor([-1e30, -5, -1e-9, 0, 3, 4 - 1e-6, 4, 19.5, 20, 1e30, math.inf, math.nan], device=DEVICE)
-    center = center.expand(1, 1, 12)
-    query, key = (torch.randn(1, 1, length, 16, device=DEVICE, dtype=BF16) for length in (12, 20))
-    for sigma in (1e-30, 1e30):
-        leaves = [x.clone().requires_grad_() for x in (query, key, key, center, torch.full_like(center, sigma))]
-        output = attnkern.local_attention(
-            *leaves[:3], window=(2, 2), center=leaves[3], sigma=leaves[4], renormalize=renormalize, backend=BACKEND
-        )
-        assert output.isfinite().all() and not output[..., [0, 1, 9, 10, 11], :].any()
-        assert all(gradient.isfinite().all() for gradient in grad(output.sum(), leaves))
+    check_extreme_centers(BACKEND, BF16, DEVICE, renormalize)
 
 
 @pytest.mark.parametrize("heads", PADDED, ids=str)
@@ -292,6 +282,7 @@ REFUSED = [
     ({"dtype": torch.float32}, "dtype torch.float32 is not float16 or bfloat16"),
     ({"head_dim": 60}, "head sizes 60/60 are not"),
     ({"value_dim": 520}, "head sizes 64/520 are not"),
+    ({"sigma": True}, "it has no Gaussians but around learned centres"),
     ({"center": True, "mask": "bool"}, "around learned centres it has neither mask nor dropout"),
     ({"center": True, "dropout_p": 0.5}, "around learned centres it has neither mask nor dropout"),
     ({"selector": "argmax"}, "it has no argmax"),

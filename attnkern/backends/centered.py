@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from attnkern import philox
-from attnkern.backends.gaussian import Gaussians, gaussians
+from attnkern.backends.gaussian import Gaussians, anchors_of, gaussians, windows_around
 from attnkern.backends.tiles import KEYS, NEG_INF, ROWS, TILE_BYTES, TILE_BYTES_ELSEWHERE, Block
 from attnkern.problem import UNLIMITED, Inputs, Problem
 from attnkern.reference import FARTHEST_SIGMAS
 
-FARTHEST = 2**30  # positions beyond lie there
 FEWEST_ROWS = 32  # of a run
 PARTS = 4  # that a head's runs are taken in, where there are heads enough
 
@@ -27,7 +26,7 @@ class Runs(NamedTuple):
     """Neighbours in the order of each head's queries by centre, a fixed number of them to a run; `(B, H, runs, rows)`.
 
     rows: the queries' numbers.
-    first, last: the keys that each may look at, but for a mask; none if the last comes before the first.
+    first, stop: the keys `[first, stop)` that each may look at, but for a mask; none if that is empty or backwards.
     begin, end: the keys in sight of a whole run, `(B, H, runs, 1)`.
     gaps: whether some of those may be in no query's sight, `(B, H, runs)`.
     gaussian: what the queries' Gaussians are, if any.
@@ -35,7 +34,7 @@ class Runs(NamedTuple):
 
     rows: Tensor
     first: Tensor
-    last: Tensor
+    stop: Tensor
     begin: Tensor
     end: Tensor
     gaps: Tensor
@@ -46,21 +45,17 @@ class Runs(NamedTuple):
         """Of queries in order, what their windows are anchored at, and their Gaussians if any: `(B, H, N)`."""
         rows, anchors, *gaussian = (tensor.unflatten(2, (-1, size)) for tensor in in_order)
         left, right = problem.window
-        first, last = torch.zeros_like(anchors), torch.full_like(anchors, problem.len_k - 1)
-        if left != UNLIMITED:
-            first = (anchors - left).clamp_(0, problem.len_k)
-        if right != UNLIMITED:
-            last = (anchors + right).clamp_(-1, problem.len_k - 1)
+        first, stop = windows_around(problem, anchors)
         begin = first[..., :1]
-        end = torch.maximum(begin, last[..., -1:] + 1)
+        end = torch.maximum(begin, stop[..., -1:])
         gaps = (begin >= end).squeeze(-1)
         if UNLIMITED not in (left, right):
             gaps |= (anchors.diff(dim=-1) > left + right + 1).any(-1)
         if problem.causal:
             offset = problem.query_offset if offsets is None else offsets.view(-1, 1, 1, 1)
-            last = torch.minimum(last, rows + offset)
+            stop = torch.minimum(stop, rows + offset + 1)
             gaps.fill_(True)
-        return cls(rows, first, last, begin, end, gaps, Gaussians(*gaussian) if gaussian else None)
+        return cls(rows, first, stop, begin, end, gaps, Gaussians(*gaussian) if gaussian else None)
 
     def part(self, *part: slice) -> "Runs":
         """Some runs of some heads of some batch elements."""
@@ -161,7 +156,7 @@ class CenteredBlock(Block):
                 table = torch.cat(ends).as_strided((count + 1, count), (1, 1))  # a row for each place, the last first
                 return table.index_select(0, (count - (place - origin).clamp_(0, count)).flatten())
 
-            band = rows((hidden, shown), self._runs.first).add_(rows((shown, hidden), self._runs.last + 1))
+            band = rows((hidden, shown), self._runs.first).add_(rows((shown, hidden), self._runs.stop))
             self._bands[keys] = band.unflatten(0, (-1, self._runs.rows.shape[3]))
         return self._bands[keys]
 
@@ -234,7 +229,7 @@ def blocks(problem: Problem, inputs: Inputs) -> Iterator[CenteredBlock]:
     if 0 in (problem.batch, problem.heads, problem.len_q):
         return
     size = _run_size(problem)
-    order, anchors = _order(inputs.center, size)
+    order, anchors = _order(anchors_of(problem, inputs.center).long(), size)
     in_order = order, anchors, *(rows.take_along_dim(order, 2) for rows in gaussians(problem, inputs) or ())
     inputs = inputs._replace(key=_as_rows(inputs.key), value=_as_rows(inputs.value))
     whole = problem.len_q // size * size
@@ -271,19 +266,19 @@ def _run_size(problem: Problem) -> int:
     return min(problem.len_q, max(FEWEST_ROWS, min(ROWS, left + right)) if bounded else ROWS)
 
 
-def _order(center: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Of all queries of each head, by centre: their numbers, and where their windows are anchored; `(B, H, Lq)`.
+def _order(anchors: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Of all queries of each head, by what their windows are anchored at: their numbers, and that; `(B, H, Lq)`.
 
     Whole runs of `size` queries come first, narrow ones before wide ones: those of a block see as many keys.
     """
-    anchors = center.floor().nan_to_num(FARTHEST).clamp(-FARTHEST, FARTHEST).long()
+    shape = anchors.shape
     heads = torch.arange(anchors[..., 0].numel(), device=anchors.device).view(*anchors.shape[:2], 1)
     # one sort of all heads is several times as fast as one of each
     least, most = anchors.aminmax()
     apart = heads * (most - least + 1) - least
     anchors, rows = (anchors + apart).flatten().sort(stable=True)
-    anchors, rows = anchors.view(center.shape) - apart, rows.view(center.shape) - heads * center.shape[-1]
-    whole = center.shape[-1] // size * size
+    anchors, rows = anchors.view(shape) - apart, rows.view(shape) - heads * shape[-1]
+    whole = shape[-1] // size * size
     runs = anchors[..., :whole].unflatten(-1, (-1, size))
     by_width = (runs[..., -1:] - runs[..., :1]).argsort(dim=-2, stable=True)
     for tensor in (rows, anchors):

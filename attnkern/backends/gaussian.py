@@ -33,6 +33,17 @@ def anchors_of(problem: Problem, center: Tensor) -> Tensor:
     return center.double().floor().nan_to_num(nowhere).clamp(lowest, highest).int()
 
 
+def windows_around(problem: Problem, anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the keys that there are, those `[first, stop)` in the window around each anchor, causal or not."""
+    left, right = problem.window
+    first, stop = torch.zeros_like(anchors), torch.full_like(anchors, problem.len_k)
+    if left != UNLIMITED:
+        first = (anchors - left).clamp_(0, problem.len_k)
+    if right != UNLIMITED:
+        stop = (anchors + right + 1).clamp_(0, problem.len_k)
+    return first, stop
+
+
 def gaussians(problem: Problem, inputs: Inputs) -> Gaussians | None:
     if not problem.sigma:
         return None

@@ -67,6 +67,8 @@ class Kernels:
             return "sizes of 0"
         if not problem.scale > 0:
             return f"scale {problem.scale} is not positive"
+        if problem.sigma and not problem.center:
+            return "it has no Gaussians but around learned centres"
         if problem.center and (problem.mask or problem.dropout_p):
             return "around learned centres it has neither mask nor dropout"
         if problem.query_offset is None:
@@ -224,11 +226,14 @@ class Kernels:
             seen.start,
         )
 
-    def _centers(self, centers: Centers | None, blocks: Tensor | None, *sums: Tensor | None):
+    def _centers(
+        self, centers: Centers | None, blocks: Tensor | None, grad_center: Tensor | None = None,
+        grad_sigma: Tensor | None = None,
+    ):  # fmt: skip
         if centers is None:
             return self._module.CenterOptions()
-        rows, grad_center, grad_sigma = centers.rows, *(sums or (None, None))
-        return self._module.CenterOptions(centers.gaussian, *map(_address, (rows, blocks, grad_center, grad_sigma)))
+        addresses = map(_address, (centers.rows, blocks, grad_center, grad_sigma))
+        return self._module.CenterOptions(centers.gaussian, *addresses)
 
 
 def _operands(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -247,8 +252,8 @@ def _operands(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]
 
 
 def keys_in_sight(problem: Problem) -> slice:
-    """The keys that any query may look at by its window; all, if that lies around a learned centre."""
-    return slice(0, problem.len_k) if problem.center else slice(*problem.key_range(0, problem.len_q))
+    """The keys that any query may look at by its window."""
+    return slice(*problem.key_range(0, problem.len_q))
 
 
 def width_of(problem: Problem) -> int:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attnkern.backends.gaussian import anchors_of, gaussians
-from attnkern.problem import UNLIMITED, Gradients, Inputs, Problem
+from attnkern.backends.gaussian import anchors_of, gaussians, windows_around
+from attnkern.problem import Gradients, Inputs, Problem
 
 CENTER = 8  # words of csrc/core/centers.h's Center
 NONE, AFTER, INSIDE = range(3)  # its Gaussian
@@ -21,25 +21,20 @@ class Centers(NamedTuple):
     """What the kernels are told; `order` holds the queries' numbers, `(B, H, Lq)`.
 
     rows: int32 `(B, H, Lq, CENTER)`, as in csrc/core/centers.h.
-    first, last: int64 `(B, H, Lq)`, ascending: keys `first <= key < last` lie in the window of the query's centre.
+    first, stop: int64 `(B, H, Lq)`, ascending: keys `[first, stop)` lie in the window around the query's centre.
     """
 
     gaussian: int
     order: Tensor
     rows: Tensor
     first: Tensor
-    last: Tensor
+    stop: Tensor
 
     @classmethod
     def of(cls, problem: Problem, inputs: Inputs) -> "Centers":
-        left, right = problem.window
         anchors, order = anchors_of(problem, inputs.center).long().sort(dim=2, stable=True)
-        first, last = torch.zeros_like(anchors), torch.full_like(anchors, problem.len_k)
-        if left != UNLIMITED:
-            first = (anchors - left).clamp(0, problem.len_k)
-        if right != UNLIMITED:
-            last = (anchors + right + 1).clamp(0, problem.len_k)
-        end = torch.minimum(last, order + problem.query_offset + 1) if problem.causal else last
+        first, stop = windows_around(problem, anchors)
+        end = torch.minimum(stop, order + problem.query_offset + 1) if problem.causal else stop
         rows = torch.zeros(*order.shape, CENTER, dtype=torch.int32, device=order.device)
         rows[..., 0], rows[..., 1] = first, torch.maximum(first, end)
         kind = NONE
@@ -48,11 +43,13 @@ class Centers(NamedTuple):
             per_sigma = found.sigma.reciprocal().clamp(max=1e30)
             for place, of_rows in enumerate((found.nearest, found.mirror, per_sigma), start=2):
                 rows.view(torch.float32)[..., place] = of_rows.float().take_along_dim(order, 2)
-        return cls(kind, order, rows, first, last)
+        return cls(kind, order, rows, first, stop)
 
     def in_order(self, problem: Problem, inputs: Inputs) -> tuple[Problem, Inputs]:
         """The same with the queries in order, and keys for each of their heads."""
-        key, value = (self._visible(tensor, problem.group) for tensor in (inputs.key, inputs.value))
+        heads = (tensor.repeat_interleave(problem.group, 1) for tensor in (inputs.key, inputs.value))
+        hidden = self._hidden(problem.len_k)
+        key, value = (tensor.masked_fill_(hidden, 0) for tensor in heads)
         inputs = inputs._replace(query=self.take(inputs.query), key=key, value=value)
         return replace(problem, kv_heads=problem.heads), inputs
 
@@ -72,13 +69,13 @@ class Centers(NamedTuple):
         """Each row of what came in order, where it belongs; laid out likewise."""
         return torch.empty_like(tensor).scatter_(2, self._index(tensor), tensor)
 
-    def _visible(self, key: Tensor, group: int) -> Tensor:
-        """Keys or values `(B, Hkv, Lk, ...)` for each query head, 0 where none of its queries looks."""
+    def _hidden(self, len_k: int) -> Tensor:
+        """The keys that no query of a head looks at: bool `(B, H, Lk, 1)`."""
         begin, end = (self.rows[..., place].long() for place in range(2))
-        steps = torch.zeros(*begin.shape[:2], key.shape[2] + 1, dtype=torch.int32, device=key.device)
+        steps = torch.zeros(*begin.shape[:2], len_k + 1, dtype=torch.int32, device=begin.device)
         one = torch.ones_like(begin, dtype=torch.int32)
-        shown = steps.scatter_add_(2, begin, one).scatter_add_(2, end, -one).cumsum(2)[..., :-1] > 0
-        return key.repeat_interleave(group, 1).masked_fill_(~shown.unsqueeze(-1), 0)
+        lookers = steps.scatter_add_(2, begin, one).scatter_add_(2, end, -one).cumsum(2)
+        return (lookers[..., :-1] == 0).unsqueeze(-1)
 
     def key_blocks(self, rows: int, keys: int) -> Tensor:
         """Blocks of `keys` keys that each tile of `rows` queries meets: int32 `(B, H, tiles, 2)`."""
@@ -92,7 +89,7 @@ class Centers(NamedTuple):
     def query_blocks(self, rows: int, keys: int, len_k: int) -> Tensor:
         """Blocks of `rows` queries that each tile of `keys` keys meets: int32 `(B, H, tiles, 2)`."""
         starts = torch.arange(0, len_k, keys, device=self.order.device).expand(*self.order.shape[:2], -1).contiguous()
-        begin = torch.searchsorted(self.last, starts, right=True)
+        begin = torch.searchsorted(self.stop, starts, right=True)
         end = torch.searchsorted(self.first, starts + keys)
         return _blocks(begin, end, rows)
 

@@ -57,9 +57,7 @@ struct Around {
     // What the exponent is -0.5 of.
     DEVICE float square(const Center& center, int key) const {
         const float near = distance(center, key);
-        return near * (centers.gaussian == Centers::INSIDE
-                           ? in_sigmas(static_cast<float>(key) - center.mirror, center.per_sigma)
-                           : near);
+        return near * (inside() ? in_sigmas(static_cast<float>(key) - center.mirror, center.per_sigma) : near);
     }
 
     DEVICE bool inside() const { return centers.gaussian == Centers::INSIDE; }
