@@ -50,11 +50,13 @@ def global_attention(
     said of masks, offsets and random choices holds in each sequence as if it were padded to the longest.
 
     Args:
-        query: `(B, H, Lq, E)`; float16, bfloat16, float32 or float64. Packed `(T, H, E)`.
+        query: `(B, H, Lq, E)`; float16, bfloat16, float32 or float64. Packed `(T, H, E)`. As in torch, B may be several
+            dimensions or none, and H be left out: results have the same.
         key: `(B, H, Lk, E)`; with `enable_gqa`, its heads divide the query's.
         value: `(B, H, Lk, Ev)`, heads as key's.
         attn_mask: broadcasts to `(B, H, Lq, Lk)` and is never expanded. Bool: True where a query may
-            look. Float: added to the scores, differentiable, -inf hides a key.
+            look. Float: added to the scores, differentiable, -inf hides a key. Or torch's `CausalBias`, which needs no
+            memory; other subclasses with a meaning of their own are refused.
         dropout_p: probability of dropping a weight, in [0, 1]; applied whenever it is positive.
         is_causal: query `i` looks at keys `j <= i + query_offset` only. Combines with `attn_mask`.
         scale: multiplies the dot products; `1 / sqrt(E)` by default.
@@ -75,6 +77,7 @@ def global_attention(
     Raises:
         ValueError, TypeError: an argument is wrong; raised before any work.
         UnsupportedProblem: the named backend cannot run this.
+        NotImplementedError: forward-mode differentiation, which only the reference has.
     """
     return _softmax_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
@@ -176,7 +179,7 @@ def hard_attention(
         query, key, value, attn_mask, is_causal, scale, enable_gqa, query_offset, softcap, window,
         Packing(cu_seq_q, cu_seq_k, max_q, max_k),
     )  # fmt: skip
-    checks.check_samples(num_samples)
+    num_samples = checks.check_samples(num_samples)
     if call.layout.nested is not None and num_samples is not None:
         raise ValueError(f"num_samples must be None for nested tensors, got {num_samples}")
     draws = 1 if deterministic or num_samples is None else num_samples
@@ -286,8 +289,10 @@ def mac_attention(
         )  # fmt: skip
     call = checked(query, key, value, attn_mask, is_causal, scale, enable_gqa, query_offset, softcap, window)
     if backend == "reference":
-        return reference.widened(reference.mac_attention, **call.reference(), activation=activation)
-    return mac.mac_attention(*call.tensors(None), *call.options, activation, backend)
+        output = reference.widened(reference.mac_attention, **call.reference(), activation=activation)
+    else:
+        output = mac.mac_attention(*call.tensors(None), *call.options, activation, backend)
+    return call.layout.output(output)
 
 
 def _softmax_attention(
@@ -297,7 +302,8 @@ def _softmax_attention(
     call = checked(
         query, key, value, attn_mask, is_causal, scale, enable_gqa, query_offset, softcap, window, packing, dropout_p
     )
-    checks.check_gaussian(center, sigma, renormalize, call.query)
+    dropout_p = call.dropout_p
+    center, sigma = checks.check_gaussian(center, sigma, renormalize, call.query, call.layout)
     aux = checks.check_aux(return_aux)
     checks.check_seed(seed, call.query.device)
     tensors = call.tensors(seed_tensor(seed, call.query.device) if dropout_p else None)
@@ -330,4 +336,5 @@ def _softmax_attention(
     output = call.layout.output(output)
     if return_aux is None:
         return output
-    return output, Aux(call.layout.rows(lse) if aux.lse else None, weights if aux.weights is not None else None)
+    lse = call.layout.rows(lse) if aux.lse else None
+    return output, Aux(lse, None if aux.weights is None else call.layout.weights(weights))

@@ -1,5 +1,6 @@
 """From what a user passes to what the core takes: checked once, the same for every operation."""
 
+import sys
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ class Call(NamedTuple):
     offsets: Tensor | None
     options: ScoreOptions
     layout: Layout
+    dropout_p: float
 
     def tensors(self, seed: Tensor | None) -> tuple[Tensor | None, ...]:
         """What every operation takes before its options."""
@@ -73,16 +75,32 @@ def checked(
     packing: Packing = UNPACKED, dropout_p=0.0,
 ) -> Call:  # fmt: skip
     """Raises what `attnkern.global_attention` says."""
-    query, key, value, attn_mask = autocast(query, key, value, attn_mask)
+    query, key, value, plain_mask = autocast(query, key, value, None if _is_causal_bias(attn_mask) else attn_mask)
     checks.check_tensors(query, key, value, enable_gqa, packed=packing.cu_seq_q is not None)
     packing = checks.check_packing(query, key, packing)
     query, key, value, layout = opened(query, key, value, packing)
-    attn_mask = checks.check_mask(attn_mask, query, key, layout.packing)
-    query_offset, offsets = checks.check_offset(query_offset, query, key, layout.packing)
-    scale = checks.check_scalars(scale, softcap, dropout_p, query)
     longest = (query.shape[2], key.shape[2]) if layout.packing is None else layout.packing[2:]
+    if _is_causal_bias(attn_mask):
+        diagonal = checks.causal_diagonal(attn_mask, *longest)
+        if not is_causal and window is None:
+            query_offset = diagonal  # which meant nothing
+        if isinstance(query_offset, int) and query_offset == diagonal:
+            is_causal = True
+        else:
+            plain_mask = torch.ones(longest, dtype=torch.bool, device=query.device).tril(diagonal)
+    attn_mask = checks.check_mask(plain_mask, query, key, layout)
+    query_offset, offsets = checks.check_offset(query_offset, query, key, layout)
+    scale, softcap, dropout_p = checks.check_scalars(scale, softcap, dropout_p, query)
     options = ScoreOptions(scale, softcap, is_causal, *checks.check_window(window), query_offset, *longest)
-    return Call(query, key, value, attn_mask, offsets, options, layout)
+    return Call(query, key, value, attn_mask, offsets, options, layout, dropout_p)
+
+
+def _is_causal_bias(attn_mask) -> bool:
+    """Whether it is a `torch.nn.attention.bias.CausalBias`; if so, its module (a second's work) is imported already."""
+    if attn_mask is None or type(attn_mask) is Tensor:
+        return False
+    module = sys.modules.get("torch.nn.attention.bias")
+    return module is not None and isinstance(attn_mask, module.CausalBias)
 
 
 def autocast(*tensors):

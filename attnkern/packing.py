@@ -4,6 +4,7 @@
 the API packed tensors are `(1, H, T, E)`, and what there is one of for each row `(1, H, T)`.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -86,23 +87,50 @@ def padded(function: Callable, packing: Packing) -> Callable:
 
 
 class Layout(NamedTuple):
-    """How the caller stores sequences: dense, packed, or nested with the offsets of `nested`."""
+    """How the caller stores sequences: packed, nested with the offsets of `nested`, or dense.
+
+    leading: the dimensions of a dense query that stand for `(B, H)`: the last is the heads, those before it a batch.
+    """
 
     packing: Packing | None = None
     nested: Tensor | None = None
+    leading: tuple[int, ...] = ()
+
+    def fold(self, tensor: Tensor, trailing: int) -> Tensor:
+        """What broadcasts to `(*leading, ...)`, with `trailing` more dimensions, as `(B | 1, H | 1, ...)`; a view where
+        no batch dimension of it is 1 beside one that is not."""
+        missing = len(self.leading) + trailing - tensor.dim()
+        tensor = tensor[(None,) * max(missing, 2 + trailing - tensor.dim(), 0)]
+        *batch, heads = tensor.shape[: tensor.dim() - trailing]
+        if len(batch) < 2:
+            return tensor
+        if any(size != 1 for size in batch):
+            tensor = tensor.expand(*self.leading[:-1], *tensor.shape[-1 - trailing :])
+        return tensor.reshape(math.prod(tensor.shape[: len(batch)]), heads, *tensor.shape[-trailing:])
 
     def output(self, tensor: Tensor) -> Tensor:
         """`([S,] B, H, Lq, Ev)` as the caller has it: packed `([S,] T, H, Ev)`, nested `(B, H, *, Ev)`."""
         if self.packing is None:
-            return tensor
+            return self._unfold(tensor, 2)
         return self._close(tensor.squeeze(-4).transpose(-3, -2))
 
     def rows(self, tensor: Tensor) -> Tensor:
         """`([S,] B, H, Lq)` as the caller has it: packed `([S,] H, T)`, nested `(B, H, *)`."""
         if self.packing is None:
-            return tensor
+            return self._unfold(tensor, 1)
         tensor = tensor.squeeze(-3)
         return tensor if self.nested is None else self._close(tensor.mT)
+
+    def weights(self, tensor: Tensor) -> Tensor:
+        """`(B, H, Lq, Lk)`, or their mean over heads `(B, Lq, Lk)`, as the caller has it; padded if packed."""
+        if self.packing is not None:
+            return tensor
+        return self._unfold(tensor, 2) if tensor.dim() == 4 else tensor.view(*self.leading[:-1], *tensor.shape[1:])
+
+    def _unfold(self, tensor: Tensor, trailing: int) -> Tensor:
+        if len(self.leading) == 2:
+            return tensor
+        return tensor.view(*tensor.shape[: -2 - trailing], *self.leading, *tensor.shape[-trailing:])
 
     def _close(self, tensor: Tensor) -> Tensor:
         """Of `(T, H, ...)`."""
@@ -117,9 +145,18 @@ def opened(query: Tensor, key: Tensor, value: Tensor, packing: Packing | None) -
     if packing is not None:
         return *(tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value)), Layout(packing)
     if not query.is_nested:
-        return query, key, value, Layout()
+        leading = query.shape[:-2]
+        if len(leading) != 2:
+            query, key, value = (_four_dimensions(tensor) for tensor in (query, key, value))
+        return query, key, value, Layout(leading=leading)
     tokens = [tensor.transpose(1, 2) for tensor in (query, key, value)]  # (B, *, H, E)
     lengths = [tensor._get_max_seqlen() for tensor in tokens[:2]]
     packing = Packing(*(tensor.offsets() for tensor in tokens[:2]), *lengths)
     dense = (tensor.values().transpose(0, 1).unsqueeze(0) for tensor in tokens)
     return *dense, Layout(packing, tokens[0])
+
+
+def _four_dimensions(tensor: Tensor) -> Tensor:
+    """`([..., H,] L, E)` as `(B, H, L, E)`."""
+    *batch, heads = (1, *tensor.shape[:-2])
+    return tensor.reshape(math.prod(batch), heads, *tensor.shape[-2:])

@@ -49,7 +49,7 @@ def scores(
     # a key nobody may look at has no influence, whatever it holds
     key = torch.where(allowed.any(-2)[..., None], key, 0.0)
 
-    score = query @ key.mT * (scale if scale is not None else 1 / math.sqrt(query.shape[-1]))
+    score = query @ key.mT * (scale if scale is not None else 1 / math.sqrt(query.shape[-1] or 1))
     if softcap:
         score = softcap * torch.tanh(score / softcap)
     if attn_mask is not None and attn_mask.dtype != torch.bool:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn.attention.bias import causal_upper_left
 
 import attnkern
 from attnkern import AuxRequest, Problem, UnsupportedProblem
@@ -21,19 +22,27 @@ def local(**options):
     return call(attnkern.local_attention, **options)
 
 
+class Own(torch.Tensor):
+    """Its entries may mean anything."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
 def hard(**options):
     return call(attnkern.hard_attention, **options)
 
 
 WRONG = [
     (lambda: call(query=[1.0]), TypeError, "query"),
-    (lambda: call(query=Q[0]), ValueError, "query must have 4 dimensions"),
+    (lambda: call(query=Q[0]), ValueError, "key must have the batch size and dimensions of query"),
+    (lambda: call(query=Q[0, 0, 0], key=K[0, 0, 0]), ValueError, "query must have 2 dimensions or more"),
     (lambda: call(query=Q.int(), key=K.int(), value=V.int()), TypeError, "floating-point"),
     (lambda: call(key=K.double()), TypeError, "key must have the dtype of query"),
     (lambda: call(key=K.to("meta")), ValueError, "key must be on the device"),
     (lambda: call(key=K[:1]), ValueError, "key must have the batch size"),
     (lambda: call(key=K[..., :8]), ValueError, "key must have the features of query, 16"),
-    (lambda: call(query=Q[..., :0], key=K[..., :0]), ValueError, "at least one feature"),
     (lambda: call(value=V[:, :, :3]), ValueError, "value must have the heads and length of key"),
     (lambda: call(key=K[:, :2], value=V[:, :2]), ValueError, "enable_gqa"),
     (lambda: call(key=K[:, :3], value=V[:, :3], enable_gqa=True), ValueError, "multiple of key's 3"),
@@ -50,6 +59,14 @@ WRONG = [
     (lambda: call(softcap=None), TypeError, "softcap must be a number"),
     (lambda: call(dropout_p="a"), TypeError, "dropout_p must be a number"),
     (lambda: call(scale="x"), TypeError, "scale must be a number"),
+    (lambda: call(scale=True), TypeError, "scale must be a number"),
+    (lambda: call(scale=torch.ones(1)), TypeError, "scale must be a number"),
+    (lambda: call(scale=torch.ones((), requires_grad=True)), ValueError, "scale must be a number without gradient"),
+    (lambda: call(attn_mask=torch.zeros(5, 7).double()), TypeError, "attn_mask must be bool"),
+    (lambda: call(attn_mask=Own(torch.zeros(5, 7))), TypeError, "attn_mask must be a plain Tensor, got Own"),
+    (lambda: call(attn_mask=causal_upper_left(5, 5)), ValueError, r"CausalBias of \(Lq, Lk\) = \(5, 7\), got \(5, 5\)"),
+    (lambda: local(window=(1, 1), center=Own(torch.zeros(2, 4, 5))), TypeError, "center must be a plain Tensor"),
+    (lambda: call(query=Q[:0], attn_mask=torch.zeros(2, 1, 5, 7)), ValueError, "key must have the batch size"),
     (lambda: call(query_offset=None), TypeError, "query_offset"),
     (lambda: call(seed=[1]), TypeError, "seed"),
     (lambda: local(window=(None, 3)), TypeError, "window must hold two ints"),
@@ -90,6 +107,12 @@ WRONG = [
 def test_bad_arguments(wrong, error, message):
     with pytest.raises(error, match=message):
         wrong()
+
+
+@pytest.mark.parametrize("wrong", [{"key": K[..., :8]}, {"key": K.double()}, {"attn_mask": torch.zeros(5, 6)}])
+def test_errors_are_torchs_own_too(wrong):
+    with pytest.raises(RuntimeError):
+        call(**wrong)
 
 
 def test_an_unable_backend_says_why():

@@ -103,8 +103,8 @@ def test_inductor_compiles_a_training_step():
 
 
 def test_vmap_and_per_sample_gradients():
-    query, key, value = (torch.randn(3, 2, 4, 10, 8) for _ in range(3))
-    mask = torch.randn(1, 1, 10, 10)
+    query, key, value = (torch.randn(3, 2, 4, 10, 8, dtype=torch.float64) for _ in range(3))
+    mask = torch.randn(1, 1, 10, 10, dtype=torch.float64)
 
     def loss(query, key, value, mask):
         output, aux = attnkern.local_attention(
@@ -124,6 +124,93 @@ def test_vmap_hard():
     query, key, value = (torch.randn(3, 2, 4, 10, 8) for _ in range(3))
     hard = vmap(lambda q, k, v: attnkern.hard_attention(q, k, v, num_samples=2, seed=1)[:5])(query, key, value)
     assert [tuple(t.shape) for t in hard[:3]] == [(3, 2, 2, 4, 10, 8), (3, 2, 2, 4, 10), (3, 2, 2, 4, 10)]
+
+
+def _dropped(x, seed=None):
+    aux = AuxRequest(weights="mean")
+    return attnkern.global_attention(x, x, x, dropout_p=0.5, seed=seed, return_aux=aux)[1].weights
+
+
+def _drawn(x, seed=None):
+    return attnkern.hard_attention(x, x, x, num_samples=2, seed=seed).index
+
+
+@pytest.mark.parametrize("function", [_dropped, _drawn])
+def test_random_choices_of_a_mapped_slice_are_those_of_a_call_with_its_seed(function):
+    query, one = torch.randn(3, 2, 4, 30, 8), torch.randn(1, 2, 4, 30, 8).expand(3, -1, -1, -1, -1)
+    for slices in (query, one):
+        expected = torch.stack([function(x, 7) for x in slices])
+        torch.testing.assert_close(vmap(lambda x: function(x, 7))(slices), expected)
+        seeds = torch.tensor([5, 7, 9])
+        expected = torch.stack([function(x, seed) for x, seed in zip(slices, seeds)])
+        torch.testing.assert_close(vmap(function)(slices, seeds), expected)
+    same, different = (vmap(function, randomness=name)(one) for name in ("same", "different"))
+    assert torch.equal(same[0], same[2]) and not torch.equal(different[0], different[2])
+    with pytest.raises(RuntimeError, match="randomness"):
+        vmap(function)(query)
+    if function is _dropped:
+        gradient = grad(lambda x: function(x, 7).square().sum())
+        torch.testing.assert_close(vmap(gradient)(query), torch.stack([gradient(x) for x in query]))
+
+
+FORWARD_MODE = {
+    "dual numbers": lambda f, x: _dual(f, x),
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x,)),
+    "jacfwd": lambda f, x: torch.func.jacfwd(f)(x),
+    "hessian": lambda f, x: torch.func.hessian(lambda x: f(x).sum())(x),
+    "linearize": lambda f, x: torch.func.linearize(f, x),
+    "jacobian": lambda f, x: torch.autograd.functional.jacobian(f, x, vectorize=True, strategy="forward-mode"),
+    "vmap of jvp": lambda f, x: vmap(lambda x: torch.func.jvp(f, (x,), (x,)))(x[None]),
+    "jvp of vmap": lambda f, x: torch.func.jvp(vmap(f), (x[None],), (x[None],)),
+    "compiled": lambda f, x: _dual(torch.compile(f, backend="eager"), x),
+}
+
+
+def _dual(function, x):
+    with torch.autograd.forward_ad.dual_level():
+        return torch.autograd.forward_ad.unpack_dual(function(torch.autograd.forward_ad.make_dual(x, x))).tangent
+
+
+def _through(argument):
+    """A function of one tensor that reaches the output through that argument alone."""
+    still, linear = torch.randn(1, 2, 4, 4), attnkern.as_attention(torch.nn.Linear(4, 3))
+    aux = AuxRequest(lse=True, weights="heads")
+    return {
+        "query": lambda x: attnkern.global_attention(x, still, still),
+        "key": lambda x: attnkern.global_attention(still, x, still, dropout_p=0.5, seed=1),
+        "value": lambda x: attnkern.local_attention(still, still, x, window=(1, 1)),
+        "mask": lambda x: attnkern.global_attention(still, still, still, x),
+        "center": lambda x: attnkern.local_attention(still, still, still, window=(2, 2), center=x[..., 0], sigma=1.0),
+        "sigma": lambda x: attnkern.local_attention(still, still, still, window=(2, 2), sigma=x[..., 0].exp()),
+        "weights": lambda x: attnkern.global_attention(x, still, still, return_aux=aux)[1].weights,
+        "score": lambda x: attnkern.hard_attention(x, still, still, seed=1).score,
+        "mac": lambda x: attnkern.mac_attention(x, still, still, activation="relu"),
+        "document": lambda x: attnkern.attention_over_attention(x, still),
+        "input": linear,
+    }[argument]
+
+
+ARGUMENTS = ["query", "key", "value", "mask", "center", "sigma", "weights", "score", "mac", "document", "input"]
+
+
+@pytest.mark.parametrize("mode", FORWARD_MODE)
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_forward_mode_is_refused_and_not_lost(argument, mode):
+    x = torch.randn(1, 2, 4, 4)
+    for requires_grad in (False, True):
+        with pytest.raises(NotImplementedError, match="attnkern's kernels have no forward-mode"):
+            FORWARD_MODE[mode](_through(argument), x.requires_grad_(requires_grad))
+
+
+def test_the_reference_has_forward_mode():
+    x = torch.randn(1, 2, 4, 4, dtype=torch.float64)
+
+    def function(x):
+        return attnkern.global_attention(x, x, x, backend="reference")
+
+    expected = torch.func.jacrev(function)(x)
+    for got in (torch.func.jacfwd(function)(x), FORWARD_MODE["jacobian"](function, x)):
+        torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("name", ["global", "end", "hard", "weights", "mac"])

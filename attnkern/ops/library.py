@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from attnkern.problem import Gradients, Inputs, Problem
@@ -80,6 +82,7 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
     )
 
     def dispatch(*args):
+        _check_no_tangents(args)
         if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
             return recorded.apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
@@ -89,9 +92,33 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
 
     def call(*args):
         transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-        return transformable.apply(*args) if transformed else operation(*args)
+        if not transformed:
+            return operation(*args)
+        _check_no_tangents(args)
+        return transformable.apply(*args)
 
     return call
+
+
+def _check_no_tangents(args: tuple) -> None:
+    """A kernel would take a dual number for its primal part."""
+    if forward_ad._current_level >= 0 and any(isinstance(arg, Tensor) and _is_dual(arg) for arg in args):
+        raise NotImplementedError(
+            "attnkern's kernels have no forward-mode derivatives: use reverse mode, or backend='reference', which "
+            "stores the score matrix"
+        )
+
+
+def _is_dual(tensor: Tensor) -> bool:
+    """Whether it has a tangent, or comes from the input of a `torch.func.jvp` below other transforms."""
+    stack = _functorch.get_interpreter_stack() or ()
+    levels = [transform.level() for transform in stack if transform.key() == _functorch.TransformType.Jvp]
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.maybe_get_level(tensor) in levels:
+            return True
+        tensor = _functorch.get_unwrapped(tensor)
+    with torch._C._DisableFuncTorch():
+        return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _function(name: str, **members) -> type[torch.autograd.Function]:

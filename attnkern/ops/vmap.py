@@ -1,4 +1,10 @@
-"""`torch.func.vmap` for the operations: the mapped dimension is folded into the batch."""
+"""`torch.func.vmap` for the operations: the mapped dimension is folded into the batch.
+
+Random choices are counted by batch element, and those of one slice must be what a call of its own makes with its
+seed: such slices are computed one by one. `randomness="same"` gives them one seed, "different" each its own.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,6 +25,8 @@ def fold_into_batch(name: str, batch_in: dict[str, int], batch_out: tuple[int, .
 
     def rule(info, in_dims, *args):
         given = dict(zip(names, args))
+        if given.get("seed") is not None:
+            return _one_by_one(operation, info.batch_size, in_dims, args)
         dims = dict(zip(names, in_dims))
         batch = _sizes(given[first], dims[first])[0]
         mask = given.get("attn_mask")
@@ -29,8 +37,6 @@ def fold_into_batch(name: str, batch_in: dict[str, int], batch_out: tuple[int, .
         ]
         if given.get("cu_seq_q") is not None:
             raise ValueError("packed sequences cannot be mapped over: pack them all, or pass them padded")
-        if dims.get("seed") is not None:
-            raise ValueError("seed must be the same for all of a vmap; batch elements draw different numbers anyway")
         results = operation(*folded)
         results = results if isinstance(results, tuple) else (results,)
         unfolded = []
@@ -45,6 +51,16 @@ def fold_into_batch(name: str, batch_in: dict[str, int], batch_out: tuple[int, .
         return (tuple(unfolded), tuple([0] * len(unfolded))) if len(unfolded) > 1 else (unfolded[0], 0)
 
     torch.library.register_vmap(f"attnkern::{name}", rule)
+
+
+def _one_by_one(operation: Callable, size: int, in_dims: tuple, args: tuple):
+    """Each slice a call of its own."""
+    results = []
+    for number in range(size):
+        results.append(operation(*(x if dim is None else x.select(dim, number) for x, dim in zip(args, in_dims))))
+    if isinstance(results[0], Tensor):
+        return torch.stack(results), 0
+    return tuple(map(torch.stack, zip(*results))), (0,) * len(results[0])
 
 
 def _sizes(tensor: Tensor, mapped: int | None) -> list[int]:
