@@ -38,7 +38,9 @@ def scores(
 ) -> Tensor:
     """Scores `(B, H, Lq, Lk)`, -inf where a query may not look.
 
-    An infinite score counts as the largest finite one, so that several share the row.
+    A score of +inf, from a mask or a product beyond the dtype, counts as the largest finite number, a constant: several
+    share the row, and no gradient passes. One of -inf has weight 0, and a row of them alone is empty. NaN in what a
+    query looks at makes its results NaN. A key that no query looks at may hold anything.
     """
     len_q, len_k = query.shape[-2], key.shape[-2]
     key = _per_query_head(key, query)
@@ -64,7 +66,7 @@ def softmax(score: Tensor) -> tuple[Tensor, Tensor]:
     top = torch.where(top == NEG_INF, 0.0, top).detach()
     unnormalised = torch.exp(score - top)
     total = unnormalised.sum(-1, keepdim=True)
-    filled = total > 0
+    filled = total != 0
     total = torch.where(filled, total, 1.0)
     lse = torch.where(filled, top + total.log(), NEG_INF).squeeze(-1)
     return unnormalised / total, lse
@@ -143,10 +145,14 @@ def hard_attention(
         picked = score.sum(-1).expand(index.shape)
     else:
         picked = score.expand(num_samples, *score.shape).gather(-1, index.clamp(min=0)[..., None]).squeeze(-1)
-    one_hot = index[..., None] == torch.arange(score.shape[-1], device=score.device)
     value = _per_query_head(value, query)
     value = torch.where((score != NEG_INF).any(-2)[..., None], value, 0.0)
-    output = one_hot.to(value.dtype) @ value
+    if score.shape[-1] == 0:
+        output = value.new_zeros(*index.shape, value.shape[-1])
+    else:
+        drawn = index.clamp(min=0)[..., None].expand(*index.shape, value.shape[-1])
+        output = value.expand(num_samples, *value.shape).gather(-2, drawn)
+        output = torch.where(found[..., None], output, 0.0)
     if straight_through:
         soft = weights @ value.detach()
         output = output + (soft - soft.detach())

@@ -108,6 +108,73 @@ def test_infinite_scores_share_the_row(backend, device):
     assert torch.isin(results[2].index, torch.tensor([7, 69], device=device)).all()
 
 
+@pytest.mark.parametrize("prior", ["global", "window", "several tiles"])
+@pytest.mark.parametrize("where", ["mask", "learned mask", "product"])
+def test_an_infinite_score_is_a_constant(backend, where, prior, device):
+    """As `reference.scores` says: the same results, weights and gradients on a CPU, whatever computes them."""
+    if backend == "triton" and (where == "product" or prior == "several tiles"):
+        pytest.skip("a tile without a mask takes an infinite score for a large one; tiles are slow in the interpreter")
+    len_k = 1100 if prior == "several tiles" else 70
+    inputs = query, key, value = tensors(len_k=len_k, device=device)
+    mask = None
+    with torch.no_grad():
+        if where == "product":
+            query[..., 0], key[..., 0], key[:, :, 7, 0], key[:, :, 30, 0] = 1e30, 0.0, 1e30, 1e30
+        else:
+            mask = torch.randn(1, 1, 6, len_k, device=device)
+            mask[..., 7] = math.inf
+            mask[:, :, 0, 7], mask[:, :, 0, 9] = 0.0, math.inf  # one key a row: Triton's lse keeps no number of ties
+            mask[:, :, 1, 7] = 0.0
+            if backend != "triton":
+                mask[..., 30] = math.inf
+            mask.requires_grad_(where == "learned mask")
+    window = (-1, 40) if prior == "window" else (-1, -1)
+    leaves = [t for t in (*inputs, mask) if t is not None and t.requires_grad]
+    found = []
+    for name in ("reference", backend):
+        aux = AuxRequest(lse=True, weights="heads")
+        plain = attnkern.local_attention(query, key, value, mask, window=window, backend=name)
+        output, aux = attnkern.local_attention(query, key, value, mask, window=window, return_aux=aux, backend=name)
+        hard = attnkern.hard_attention(query, key, value, mask, window=window, seed=1, backend=name)
+        lines = [plain, output, *aux, hard.output, hard.index, hard.score, hard.lse, hard.entropy]
+        losses = (
+            plain.square(),
+            output.square() + aux.weights.square().sum(),
+            hard.output + hard.entropy.unsqueeze(-1),
+        )
+        for loss in losses:
+            lines += torch.autograd.grad(
+                loss.sum() + hard.score.sin().sum(), leaves, retain_graph=True, allow_unused=True
+            )
+        found.append([torch.zeros(()) if line is None else line for line in lines])
+    for expected, got in zip(*found):
+        assert got.isfinite().all()
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("prior", ["global", "window"])
+@pytest.mark.parametrize("place", ["query", "key", "value", "mask"])
+def test_nan_is_not_lost(backend, place, prior, device):
+    """What looks at NaN is NaN, not a number without meaning; what does not is as it was."""
+    query, key, value = tensors(device=device)
+    mask = torch.randn(1, 1, 6, 70, device=device)
+    window = (3, 40) if prior == "window" else (-1, -1)
+    clean = attnkern.local_attention(query, key, value, mask, window=window, backend=backend)
+    with torch.no_grad():
+        {"query": query[:, :, 2], "key": key[:, :, 4], "value": value[:, :, 4], "mask": mask[:, :, 2, 4]}[place][:] = (
+            math.nan
+        )
+    aux = AuxRequest(lse=True)
+    output, aux = attnkern.local_attention(query, key, value, mask, window=window, return_aux=aux, backend=backend)
+    rows = [2] if place in ("query", "mask") else list(range(6))
+    others = [row for row in range(6) if row not in rows]
+    assert output[:, :, rows].isnan().all()
+    assert place == "value" or aux.lse[:, :, rows].isnan().all()
+    torch.testing.assert_close(output[:, :, others], clean[:, :, others])
+    gradients = torch.autograd.grad(output.sum(), (query, key, value))
+    assert any(gradient.isnan().any() for gradient in gradients)
+
+
 @pytest.mark.parametrize("size", [1e4, 1e15, 1e19, 3e38])
 def test_huge_scores(backend, size, device):
     query, key, value = tensors(device=device)

@@ -8,7 +8,7 @@ to be summed over splits. With ONE_TILE the whole question is one tile.
 import triton
 import triton.language as tl
 
-from attnkern.triton_kernels.scores import LARGEST, exponential, log_sum_exp
+from attnkern.triton_kernels.scores import LARGEST, at_most, exponential, log_sum_exp
 
 
 @triton.jit
@@ -43,19 +43,19 @@ def pair_scores(
         d = load_words(document, begin_m, stride_dm, rows, begin_e, FEATURES, BLOCK_M, BLOCK_E)
         q = load_words(question, begin_n, stride_qn, columns, begin_e, FEATURES, BLOCK_N, BLOCK_E)
         product = tl.dot(d, tl.trans(q), product, input_precision=PRECISION)
-    return tl.where(rows[:, None] & columns[None, :], tl.minimum(product * UNIT, LARGEST), float("-inf"))
+    return tl.where(rows[:, None] & columns[None, :], at_most(product * UNIT, LARGEST), float("-inf"))
 
 
 @triton.jit
 def weights_of(score, lse, UNIT: tl.constexpr):
     """Softmax weights; none exceeds 1, however the rounding of a huge score falls."""
-    return tl.minimum(exponential(score - tl.minimum(lse * UNIT, LARGEST), UNIT), 1.0)
+    return at_most(exponential(score - at_most(lse * UNIT, LARGEST), UNIT), 1.0)
 
 
 @triton.jit
 def finite_log_sum_exp(top, total, UNIT: tl.constexpr):
     """In nats; 0 where there is nothing to sum, so that weights come out 0 there."""
-    return tl.where(total > 0, log_sum_exp(top, total, UNIT), 0.0)
+    return tl.where(total == 0, 0.0, log_sum_exp(top, total, UNIT))
 
 
 @triton.jit

@@ -29,6 +29,7 @@ from attnkern.triton_kernels.gradients import load_lse, score_gradient, weight_g
 from attnkern.triton_kernels.packing import sequence
 from attnkern.triton_kernels.random import dropout_keep
 from attnkern.triton_kernels.scores import (
+    at_most,
     cap_slope,
     capped_scores,
     exponential,
@@ -138,8 +139,8 @@ def backward_query(
                     product_gradient, keep, dropout_scale, i, j, len_q, len_k, grad_weights, stride_gi, stride_gj,
                     HAS_OUTPUT, HAS_WEIGHTS, DROPOUT,
                 )  # fmt: skip
-                weight = tl.minimum(exponential(score - row_lse, UNIT), 1.0)
-                mean += tl.sum(tl.where(weight > 0, weight * gradient, 0.0), 1)
+                weight = at_most(exponential(score - row_lse, UNIT), 1.0)
+                mean += tl.sum(tl.where(weight == 0, 0.0, weight * gradient), 1)
             else:
                 weight, gradient, ds = score_gradient(
                     score, row_lse, product_gradient, keep, dropout_scale, i, j, len_q, len_k,
@@ -147,7 +148,7 @@ def backward_query(
                     HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, PART != 1 or MASK != "none", ACTIVATION, UNIT,
                 )  # fmt: skip
                 if GAUSSIAN != "none":
-                    part = tl.where(weight > 0, weight * gradient, 0.0) if GAUSSIAN == "after" else ds
+                    part = tl.where(weight == 0, 0.0, weight * gradient) if GAUSSIAN == "after" else ds
                     dcenter += tl.sum(part * distance, 1)
                     dsigma += tl.sum(part * square, 1)
                 if SOFTCAP:

@@ -3,14 +3,14 @@
 import triton
 import triton.language as tl
 
-from attnkern.triton_kernels.scores import FAR, activated, exponential
+from attnkern.triton_kernels.scores import FAR, INFINITE, LARGEST, activated, at_most, exponential
 
 
 @triton.jit
 def load_lse(lse, i, len_q, UNIT: tl.constexpr):
     """Rows' lse; an empty row's weights come out 0, as do those of rows past the end."""
     row_lse = tl.load(lse + i, mask=i < len_q, other=float("inf"))
-    return tl.where(row_lse == float("-inf"), 0.0, row_lse * UNIT)
+    return tl.where(row_lse == float("-inf"), 0.0, at_most(row_lse * UNIT, LARGEST))
 
 
 @triton.jit
@@ -41,7 +41,7 @@ def score_gradient(
     `lse` comes shaped to broadcast like `i`; `row`, `entropy` point at row 0.
     """
     if ACTIVATION == "softmax":
-        weight = tl.minimum(exponential(score - lse, UNIT), 1.0)
+        weight = at_most(exponential(score - lse, UNIT), 1.0)
     else:
         weight = activated(score, ACTIVATION, UNIT)
     gradient = weight_gradient(
@@ -58,6 +58,9 @@ def score_gradient(
         ds = tl.where(score > 0, ds, 0.0)
     elif ACTIVATION != "linear":
         ds *= weight
-    if MASKED:  # a hidden value may hold anything, NaN included
-        ds = tl.where(score > float("-inf"), ds, 0.0)
+    if MASKED:  # a hidden value may hold anything, NaN included; an infinite score is a constant
+        hidden = score == float("-inf")
+        if ACTIVATION == "softmax":
+            hidden = hidden | (lse >= INFINITE)
+        ds = tl.where(hidden, 0.0, ds)
     return weight, gradient, ds

@@ -8,6 +8,8 @@ from attnkern.triton_kernels.random import SAMPLE_BLOCK, SAMPLE_STREAM, philox_w
 from attnkern.triton_kernels.scores import (
     FAR,
     LARGEST,
+    at_least,
+    at_most,
     capped_scores,
     exponential,
     inner_key_bounds,
@@ -85,7 +87,7 @@ def sample_forward(
             new_top = tl.minimum(tl.maximum(top, highest), LARGEST)
             drop = tl.maximum(top - new_top, FAR)
             top = new_top
-            distance = tl.minimum(tl.maximum(tile - new_top[:, None], FAR), 0.0)
+            distance = at_most(at_least(tile - new_top[:, None], FAR), 0.0)
             mass = exponential(distance, UNIT)
             block_mass = tl.sum(mass, 1)
             decay = exponential(drop, UNIT)
@@ -121,8 +123,8 @@ def sample_forward(
     entries = sample.to(tl.int64) * all_rows + row[:, None]
     inside = (rows < len_q)[:, None] & (sample < num_samples)
     tl.store(index + entries, picked.to(tl.int64), mask=inside)
-    tl.store(score + entries, tl.minimum(picked_score * (1 / UNIT), LARGEST), mask=inside)
+    tl.store(score + entries, at_most(picked_score * (1 / UNIT), LARGEST), mask=inside)
     if sample_group == 0:
         tl.store(lse + row, log_sum_exp(top, total, UNIT), mask=rows < len_q)
-        total = tl.where(total > 0, total, 1.0)
+        total = tl.where(total == 0, 1.0, total)
         tl.store(entropy + row, tl.log(total) - surprise / total * (1 / UNIT), mask=rows < len_q)

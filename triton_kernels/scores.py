@@ -9,6 +9,7 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LARGEST = tl.constexpr(3.4028234663852886e38)
+INFINITE = tl.constexpr(3.4e38)  # an lse of that size is an infinite score's, whatever unit it was rounded in
 FAR = tl.constexpr(-1.0e4)  # its exponential is 0, and 0 * FAR is not NaN
 
 
@@ -76,6 +77,18 @@ def exponential(x, UNIT: tl.constexpr):
 
 
 @triton.jit
+def at_most(x, bound):
+    """The smaller of both; NaN stays NaN, which a plain minimum on a GPU would lose."""
+    return tl.minimum(x, bound, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def at_least(x, bound):
+    """The larger of both; NaN stays NaN."""
+    return tl.maximum(x, bound, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def activated(score, ACTIVATION: tl.constexpr, UNIT: tl.constexpr):
     """Weights that depend on their own scores alone; 0 where a query may not look."""
     if ACTIVATION == "exp":
@@ -89,7 +102,8 @@ def activated(score, ACTIVATION: tl.constexpr, UNIT: tl.constexpr):
 @triton.jit
 def log_sum_exp(top, total, UNIT: tl.constexpr):
     """In nats, from a row's largest score and the sum relative to it; -inf for an empty row."""
-    return tl.where(total > 0, top * (1 / UNIT) + tl.log(tl.where(total > 0, total, 1.0)), float("-inf"))
+    top = tl.where(top >= LARGEST, LARGEST, top * (1 / UNIT))
+    return tl.where(total == 0, float("-inf"), top + tl.log(tl.where(total == 0, 1.0, total)))
 
 
 @triton.jit
@@ -128,7 +142,7 @@ def masked_scores(
         else:
             bias = tl.load(entries, mask=inside, other=float("-inf")).to(tl.float32)
             # a finite bias stays finite in any unit
-            score = tl.where(bias == float("-inf"), bias, score + tl.maximum(bias * UNIT, -LARGEST))
+            score = tl.where(bias == float("-inf"), bias, score + at_least(bias * UNIT, -LARGEST))
     if EDGE:
         middle = anchor if CENTERED else i + position
         if LEFT:

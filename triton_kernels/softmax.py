@@ -19,6 +19,7 @@ from attnkern.triton_kernels.random import dropout_keep
 from attnkern.triton_kernels.scores import (
     LARGEST,
     activated,
+    at_most,
     capped_scores,
     exponential,
     load_rows,
@@ -56,10 +57,10 @@ def combine_splits(
     rows = parts + batch * stride_pb + head * stride_ph + place * stride_pm + split.to(tl.int64)[:, None] * stride_ps
     inside = (split < splits)[:, None] & (columns < VALUE_DIM)[None, :]
     values = tl.load(rows + columns[None, :], mask=inside, other=0.0)
-    result = tl.sum(values * share[:, None], 0) / tl.where(total > 0, total, 1.0)
+    result = tl.sum(values * share[:, None], 0) / tl.where(total == 0, 1.0, total)
     output += batch * stride_ob + head * stride_oh + place * stride_om
     tl.store(output + columns, result.to(output.dtype.element_ty), mask=columns < VALUE_DIM)
-    tl.store(lse + row, tl.where(total > 0, top + tl.log(total), float("-inf")))
+    tl.store(lse + row, tl.where(total == 0, float("-inf"), top + tl.log(total)))
 
 
 @triton.jit
@@ -142,7 +143,7 @@ def softmax_forward(
             if ACTIVATION == "softmax":
                 new_top = tl.minimum(tl.maximum(top, tl.max(score, 1)), LARGEST)
                 # no weight exceeds 1, however large the scores
-                weight = tl.minimum(exponential(score - new_top[:, None], UNIT), 1.0)
+                weight = at_most(exponential(score - new_top[:, None], UNIT), 1.0)
                 decay = exponential(top - new_top, UNIT)
                 total = total * decay + tl.sum(weight, 1)
                 top = new_top
@@ -161,7 +162,7 @@ def softmax_forward(
 
     if ACTIVATION == "softmax":
         row_lse = log_sum_exp(top, total, UNIT)
-        sums /= tl.where(total > 0, total, 1.0)[:, None]
+        sums /= tl.where(total == 0, 1.0, total)[:, None]
     output += split * stride_os + batch * stride_ob + head * stride_oh + first_q * stride_om
     store_query_rows(output, rows, begin_m, stride_om, len_q, sums, VALUE_DIM, BLOCK_M, BLOCK_V, CENTERED)
     if ACTIVATION == "softmax":

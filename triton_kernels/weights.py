@@ -6,7 +6,7 @@ import triton.language as tl
 from attnkern.triton_kernels.gradients import load_lse
 from attnkern.triton_kernels.packing import sequence
 from attnkern.triton_kernels.random import dropout_keep
-from attnkern.triton_kernels.scores import capped_scores, exponential, key_bounds, load_rows, masked_scores
+from attnkern.triton_kernels.scores import at_most, capped_scores, exponential, key_bounds, load_rows, masked_scores
 
 
 @triton.jit
@@ -55,7 +55,7 @@ def attention_weights(
                 mask + batch * stride_mask_b + head * stride_mask_h, stride_mask_i, stride_mask_j,
                 own_q, own_k, left, right, MASK, LEFT, RIGHT, False, False, True, UNIT,
             )  # fmt: skip
-            weight = tl.minimum(exponential(score - load_lse(lse + head_rows, i, own_q, UNIT), UNIT), 1.0)
+            weight = at_most(exponential(score - load_lse(lse + head_rows, i, own_q, UNIT), UNIT), 1.0)
             if DROPOUT:
                 seed_value = tl.load(seed)
                 keep = dropout_keep(seed_value, batch_head, i, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False)

@@ -73,10 +73,13 @@ def weights(problem: Problem, inputs: Inputs, lse: Tensor) -> Tensor:
     shape = (problem.batch, 1 if mean else problem.heads, problem.len_q, problem.len_k)
     result = inputs.query.new_zeros(shape, dtype=problem.compute_dtype if mean else problem.dtype)
     for block in _walk(problem, inputs):
-        row_lse = _finite(block.take_rows(lse))
-        for keys in block.key_tiles():
+        tiles = list(block.key_tiles())
+        sums = online.RowSums(block, tiles, _finite(block.take_rows(lse)))
+        for keys in tiles if sums.rounded else ():
+            sums.count(block.tile(keys))
+        for keys in tiles:
             tile = block.tile(keys)
-            part = tile.weights(row_lse)
+            part = sums.weights(tile)
             if (factor := tile.factor()) is not None:
                 part *= factor
             part = block.as_heads(part)
@@ -110,9 +113,9 @@ def backward(
         given = {"grad_output": grad_output, "output": output, "grad_weights": grad_weights, "row": row}
         return sequences.backward(backward, problem, inputs, lse, needs_mask, **given, entropy=entropy)
     only_output = row is None and not needs_mask and output is not None and grad_output is not None
-    if only_output and sdpa.can_run(problem, inputs) and sdpa.is_sound(lse):
+    if only_output and sdpa.can_run(problem, inputs) and sdpa.is_sound(lse, sdpa.LARGEST):
         return sdpa.backward(problem, inputs, output, lse, grad_output)
-    if only_output and banded.can_run(problem) and sdpa.is_sound(lse):
+    if only_output and banded.can_run(problem) and sdpa.is_sound(lse, sdpa.LARGEST):
         return banded.backward(problem, inputs, output, lse, grad_output, backward)
 
     dtype, device = problem.compute_dtype, inputs.key.device
@@ -167,27 +170,34 @@ class _RowTerms:
         def rows(tensor):
             return None if tensor is None else block.take_rows(tensor)
 
-        self.lse = _finite(rows(lse))
+        self.block, self.lse = block, _finite(rows(lse))
+        self.sums = online.RowSums(block, tiles, self.lse)
         self.grad_output = rows(grad_output)
         self.grad_weights = grad_weights
         self.row = 0.0 if row is None else rows(row).unsqueeze(-1)
         self.entropy = None if entropy is None else rows(entropy).unsqueeze(-1)
-        self.whole_row = len(tiles) == 1  # then the mean is at hand with the gradient
         through_output, through_weights = grad_output is not None, grad_weights is not None
-        if not self.whole_row and (through_output or through_weights):
-            # the mean of `grad_output . value` is that of the output, unless it was rounded
-            if through_weights or output is None or output.dtype != self.lse.dtype:
-                for keys in tiles:
-                    self._add_to_mean(block.tile(keys))
-            else:
-                self.row = self.row + torch.linalg.vecdot(self.grad_output, rows(output)).unsqueeze(-1)
+        # the mean of `grad_output . value` is that of the output, unless it was rounded
+        rounded = output is None or output.dtype != self.lse.dtype or self.sums.rounded
+        if len(tiles) > 1 and (self.sums.rounded or through_weights or (through_output and rounded)):
+            self._sum_rows(tiles)
+        elif len(tiles) > 1 and through_output:
+            self.row = self.row + torch.linalg.vecdot(self.grad_output, rows(output)).unsqueeze(-1)
 
+        infinite = self.lse >= torch.finfo(self.lse.dtype).max  # counts as the largest number, a constant
+        self.constant = infinite.unsqueeze(-1) if block.problem.device != "cpu" or infinite.any() else None
         self.grad_center = self.grad_sigma = 0.0  # times sigma
 
-    def _add_to_mean(self, tile: Tile) -> None:
-        """Adds the tile's share of `sum_j p_j g_j` to what is subtracted from g."""
-        gradient, _ = self._weight_gradient(tile)
-        self.row = self.row + (tile.weights(self.lse) * gradient).sum(-1, keepdim=True)
+    def _sum_rows(self, tiles: list[tuple[int, int]]) -> None:
+        """Adds up the rows' weights, and adds `sum_j p_j g_j` to what is subtracted from g."""
+        mean = 0.0
+        for keys in tiles:
+            tile = self.block.tile(keys)
+            gradient, _ = self._weight_gradient(tile)
+            weights = self.sums.count(tile)
+            if gradient is not None:
+                mean = mean + torch.linalg.vecdot(weights, gradient).unsqueeze(-1)
+        self.row = self.row + mean / online.nonzero(self.sums.total)
 
     def score_gradient(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Weights after dropout and Gaussian, and dS."""
@@ -195,22 +205,26 @@ class _RowTerms:
         gradient, factor = self._weight_gradient(tile)
         surprise = None
         if self.entropy is not None:
-            surprise = (tile.scores - self.lse.unsqueeze(-1)).clamp_(min=FAR).mul_(self.entropy)
-        weights = tile.weights(self.lse)
+            surprise = self.sums.logarithms(tile).clamp_(min=FAR).mul_(self.entropy)
+        weights = self.sums.weights(tile)
         final = weights if factor is None else weights * factor
         if gradient is None:  # and there is no value whose gradient needs the weights
-            return final, weights.mul_(-self.row if surprise is None else surprise.neg_().sub_(self.row))
-        if self.whole_row:
+            grad_score = weights.mul_(-self.row if surprise is None else surprise.neg_().sub_(self.row))
+            return final, self._of_finite(grad_score)
+        if self.sums.whole_row:
             self.row = self.row + torch.linalg.vecdot(weights, gradient).unsqueeze(-1)
         if problem.sigma and not problem.renormalize:
             self._add_to_gaussian(tile, weights * gradient)
         gradient -= self.row
         if surprise is not None:
             gradient -= surprise
-        grad_score = gradient.mul_(weights)
+        grad_score = self._of_finite(gradient.mul_(weights))
         if problem.renormalize:
             self._add_to_gaussian(tile, grad_score)
         return final, grad_score
+
+    def _of_finite(self, grad_score: Tensor) -> Tensor:
+        return grad_score if self.constant is None else grad_score.masked_fill_(self.constant, 0.0)
 
     def _add_to_gaussian(self, tile: Tile, part: Tensor) -> None:
         distance, square = tile.gaussian

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attnkern.backends.tiles import NEG_INF, Block, exp_
+from attnkern.backends.tiles import NEG_INF, Block, Tile, exp_
 
 FAR = -1e4  # its exponential is 0, and 0 * FAR is not NaN
 
@@ -30,8 +30,42 @@ def step(
 
 
 def nonzero(total: Tensor) -> Tensor:
-    return torch.where(total > 0, total, 1.0)
+    return torch.where(total == 0, 1.0, total)
 
 
 def lse(top: Tensor, total: Tensor) -> Tensor:
-    return torch.where(total > 0, top + nonzero(total).log(), NEG_INF).squeeze(-1)
+    return torch.where(total == 0, NEG_INF, top + nonzero(total).log()).squeeze(-1)
+
+
+class RowSums:
+    """What the weights that an lse gives add up to in each row: not quite 1, as an lse is rounded.
+
+    Where a row is one tile, its own weights tell. Else it takes a pass over the tiles, `count`, if `rounded` says so.
+    """
+
+    LARGE = 16.0  # float32 rounds it by 1e-6
+
+    def __init__(self, block: Block, tiles: list[tuple[int, int]], lse: Tensor):
+        self.lse, self.total = lse, None
+        self.whole_row = len(tiles) == 1
+        on_cpu = block.problem.device == "cpu"  # elsewhere nobody waits for numbers
+        self.rounded = len(tiles) > 1 and not (on_cpu and lse.abs().amax() <= self.LARGE)
+
+    def count(self, tile: Tile) -> Tensor:
+        """Adds up the tile's weights, and returns them as they are."""
+        weights = tile.weights(self.lse)
+        total = weights.sum(-1, keepdim=True)
+        self.total = total if self.total is None else self.total + total
+        return weights
+
+    def weights(self, tile: Tile) -> Tensor:
+        """The tile's softmax weights, before dropout."""
+        weights = tile.weights(self.lse)
+        total = weights.sum(-1, keepdim=True) if self.whole_row else self.total
+        return weights if total is None else weights.div_(nonzero(total))
+
+    def logarithms(self, tile: Tile) -> Tensor:
+        """Of the weights."""
+        found = tile.scores - self.lse.unsqueeze(-1)
+        total = found.exp().sum(-1, keepdim=True) if self.whole_row else self.total
+        return found if total is None else found.sub_(nonzero(total).log())

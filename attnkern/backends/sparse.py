@@ -42,12 +42,14 @@ def backward(
     draws = _Draws(inputs, _among_all(inputs, index))
     grad_query = grad_key = grad_value = grad_mask = None
     if grad_score is not None:
-        weight = torch.where(index >= 0, grad_score, 0.0)
+        # an infinite score is a constant
+        constant = (index < 0) | (score >= torch.finfo(score.dtype).max)
+        weight = torch.where(constant, 0.0, grad_score)
         if needs_mask:
             grad_mask = _scatter_mask(inputs, index, weight)
         if problem.softcap:
             capped = score - _at_draws(inputs, index)
-            weight = weight * (1 - (capped / problem.softcap) ** 2)
+            weight = torch.where(constant, 0.0, weight * (1 - (capped / problem.softcap) ** 2))
         weight = (weight * problem.scale).to(problem.compute_dtype)
         grad_query = draws.sum_per_query(inputs.key, weight)
         grad_key = draws.sum_per_key(inputs.query, weight)
