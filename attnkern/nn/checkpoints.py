@@ -67,6 +67,7 @@ class Checkpointed(nn.Module):
 
         Raises:
             ValueError: format is neither of the two.
+            OSError: a file cannot be written.
             ImportError: safetensors is not installed.
         """
         if format not in ("huggingface", "tensorflow"):
@@ -83,7 +84,10 @@ class Checkpointed(nn.Module):
             inside = (*ENCODER, "pooler.")
             tensors = {prefix * name.startswith(inside) + name: tensor.clone() for name, tensor in tensors.items()}
             with written(path / WEIGHTS) as draft:
-                _safetensors().torch.save_file(tensors, draft, {"format": "pt"})
+                try:
+                    _safetensors().torch.save_file(tensors, draft, {"format": "pt"})
+                except _safetensors().SafetensorError as error:
+                    raise OSError(f"{path / WEIGHTS} cannot be written: {error}") from None
         else:
             _write_json(path / GOOGLE_CONFIG, encoder.config.to_google())
             tensors = {to_google(name): tensor.float() for name, tensor in tensors.items()}
