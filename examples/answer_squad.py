@@ -167,6 +167,18 @@ def windows_of(questions: list[Question], wordpiece: WordPiece, length: int, str
     return windows
 
 
+def to_learn_from(questions: list[Question], windows: list[Window]) -> list[Window]:
+    """All but those of questions whose answer no window holds (it has no token, or too many): they would teach that
+    there is none."""
+    held = {window.number for window in windows if window.target != (0, 0)}
+    lost = {number for number, question in enumerate(questions) if question.answers} - held
+    if lost:
+        warnings.warn(f"{len(lost)} of {len(questions)} questions left out: no window holds their answer", stacklevel=2)
+    if len(lost) == len(questions):
+        raise ValueError("no window holds an answer to learn from")
+    return [window for window in windows if window.number not in lost]
+
+
 def train(model, windows: list[Window], wordpiece: WordPiece, options: argparse.Namespace) -> Run:
     optimizer, schedule = adamw(model, 1e-3 if options.model is None else 5e-5, options.steps)
     run = Run(options.out, steps=options.steps, model=model, optimizer=optimizer, schedule=schedule)
@@ -298,7 +310,7 @@ def answer_squad(options: argparse.Namespace) -> None:
         )
     losses = []
     if learn:
-        windows = windows_of(learn, wordpiece, length, stride)
+        windows = to_learn_from(learn, windows_of(learn, wordpiece, length, stride))
         settings.keep()
         if options.model is None:
             wordpiece.save_folder(options.out)
