@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -178,11 +179,27 @@ def test_what_a_script_exits_with(error, code, monkeypatch):
         raise error
 
     monkeypatch.setattr(sys, "argv", ["work.py"])
-    monkeypatch.setattr(os, "dup2", lambda *args: None)
-    monkeypatch.setattr(sys.stdout, "fileno", lambda: 1, raising=False)
     with pytest.raises(SystemExit) as caught:
         Script("Works.").run(work)
     assert caught.value.code == code
+
+
+PRINTS = "from attnkern.training import Script; Script('Works.').run(lambda options: print('much ' * 100_000))"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full disk here")
+@pytest.mark.parametrize("buffered", (True, False))
+def test_what_is_printed_where_nobody_reads(buffered, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", "" if buffered else "1")
+    command = [sys.executable, "-c", PRINTS]
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert run.returncode == 1 and run.stderr == "-c: [Errno 28] No space left on device\n"
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert run.returncode == 1 and run.stderr == ""
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):

@@ -87,9 +87,13 @@ class Script(argparse.ArgumentParser):
             print(f"{name}: stopped", file=sys.stderr)
             raise SystemExit(130) from None
         except BrokenPipeError:  # who read what is printed has read enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
         except ModuleNotFoundError as error:
             raise SystemExit(f"{name}: {error}: pip install '.[examples]'") from None
         except (ImportError, OSError, ValueError) as error:
             raise SystemExit(f"{name}: {error}") from None
+        finally:
+            try:
+                sys.stdout.flush()
+            except OSError:  # said above; the interpreter would say it again
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
