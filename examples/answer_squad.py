@@ -22,12 +22,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
-from rich.progress import track
 
 from attnkern.atomic import written
 from attnkern.nn import BertConfig, BertForQuestionAnswering, WordPiece
-from attnkern.training import Run, adamw, descend
+from attnkern.training import Run, Script, Settings, adamw, descend, new_figure, save_figure
 
 BATCH, N_BEST, LONGEST_ANSWER = 32, 20, 30  # an answer's length is in tokens
 SMALL = BertConfig(
@@ -142,7 +140,7 @@ def read(path: Path, skip_bad: bool) -> list[Question]:
 def windows_of(questions: list[Question], wordpiece: WordPiece, length: int, stride: int) -> list[Window]:
     """Of `length` tokens at most; the next one of the same context begins `stride` tokens later."""
     tokenizer, windows = wordpiece.tokenizer, []
-    cls, sep = map(tokenizer.token_to_id, ("[CLS]", "[SEP]"))
+    cls, sep = (tokenizer.token_to_id(wordpiece.special[name]) for name in ("cls_token", "sep_token"))
     asked, contexts = (
         tokenizer.encode_batch(list(texts), add_special_tokens=False)
         for texts in zip(*((q.question, q.context) for q in questions))
@@ -169,6 +167,18 @@ def windows_of(questions: list[Question], wordpiece: WordPiece, length: int, str
     return windows
 
 
+def to_learn_from(questions: list[Question], windows: list[Window]) -> list[Window]:
+    """All but those of questions whose answer no window holds (it has no token, or too many): they would teach that
+    there is none."""
+    held = {window.number for window in windows if window.target != (0, 0)}
+    lost = {number for number, question in enumerate(questions) if question.answers} - held
+    if lost:
+        warnings.warn(f"{len(lost)} of {len(questions)} questions left out: no window holds their answer", stacklevel=2)
+    if len(lost) == len(questions):
+        raise ValueError("no window holds an answer to learn from")
+    return [window for window in windows if window.number not in lost]
+
+
 def train(model, windows: list[Window], wordpiece: WordPiece, options: argparse.Namespace) -> Run:
     optimizer, schedule = adamw(model, 1e-3 if options.model is None else 5e-5, options.steps)
     run = Run(options.out, steps=options.steps, model=model, optimizer=optimizer, schedule=schedule)
@@ -190,6 +200,8 @@ def inputs(wordpiece: WordPiece, windows: list[Window]) -> dict[str, torch.Tenso
 @torch.inference_mode()
 def answer(model, questions: list[Question], windows: list[Window], wordpiece: WordPiece) -> list[list[Answer]]:
     """Each question's best answers in all its windows, the best first; "" says that there is none."""
+    from rich.progress import track
+
     model.eval()
     found = [{} for _ in questions]  # by text
     for start in track(range(0, len(windows), BATCH), description="answers"):
@@ -244,7 +256,8 @@ def write_json(path: Path, content: dict) -> None:
 @torch.inference_mode()
 def draw(model, window: Window, question: Question, wordpiece: WordPiece, losses: list[float], path: Path) -> None:
     """The loss, and where one answer begins and ends, as the model sees it."""
-    figure = Figure(figsize=(14, 4.5), layout="constrained")
+    if (figure := new_figure(path, 14, 4.5)) is None:
+        return
     curve, words = figure.subplots(1, 2, width_ratios=[1, 3])
     curve.semilogy(losses)
     curve.set(xlabel="step", ylabel="loss")
@@ -259,24 +272,28 @@ def draw(model, window: Window, question: Question, wordpiece: WordPiece, losses
     words.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=8)
     words.set(title=question.question, ylabel="probability", ylim=(-1.05, 1.05))
     words.legend(loc="upper right")
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def load(options: argparse.Namespace, texts: Iterator[str]) -> tuple[BertForQuestionAnswering, WordPiece]:
-    """Those of a folder; else new ones, whose vocabulary is learned from the texts and kept for the next run."""
+    """Those of a folder; else new ones, whose vocabulary is the last run's or learned from the texts."""
     if options.model is not None:
         fresh = options.train is not None
         model = BertForQuestionAnswering.from_folder(options.model, fresh_head=fresh)
         return model.to(DEVICE), WordPiece.from_folder(options.model)
-    if not (options.out / "vocab.txt").exists():
-        WordPiece.train(texts, SMALL.vocab_size).save_folder(options.out)
-    wordpiece = WordPiece.from_folder(options.out)
+    if (options.out / "vocab.txt").exists():
+        wordpiece = WordPiece.from_folder(options.out)
+    else:
+        wordpiece = WordPiece.train(texts, SMALL.vocab_size)
     config = replace(SMALL, vocab_size=wordpiece.tokenizer.get_vocab_size())
     return BertForQuestionAnswering(config).to(DEVICE), wordpiece
 
 
 def answer_squad(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
+    if options.train or not options.dev:
+        decides = ("train", "model", "length", "stride", "skip_bad", "seed")
+        settings = Settings(options.out, **{name: getattr(options, name) for name in decides})
     if options.train is None and options.dev is None:
         learn, dev = list(made_up(4000, options.seed)), list(made_up(500, options.seed + 1))
     else:
@@ -293,7 +310,11 @@ def answer_squad(options: argparse.Namespace) -> None:
         )
     losses = []
     if learn:
-        losses = train(model, windows_of(learn, wordpiece, length, stride), wordpiece, options).history["loss"]
+        windows = to_learn_from(learn, windows_of(learn, wordpiece, length, stride))
+        settings.keep()
+        if options.model is None:
+            wordpiece.save_folder(options.out)
+        losses = train(model, windows, wordpiece, options).history["loss"]
         model.save_folder(options.out)
         wordpiece.save_folder(options.out)
 
@@ -311,7 +332,7 @@ def answer_squad(options: argparse.Namespace) -> None:
             exact, f1 = (sum(numbers) / len(of_kind) for numbers in zip(*of_kind))
             print(f"{len(of_kind)} questions {name} an answer: exact {exact:.1%}, F1 {f1:.1%}")
     exact, f1 = (sum(numbers) / len(scores) for numbers in zip(*scores))
-    print(f"all {len(dev)}: exact {exact:.1%}, F1 {f1:.1%}; in {options.out}: predictions.json, answer_squad.png")
+    print(f"all {len(dev)}: exact {exact:.1%}, F1 {f1:.1%}; in {options.out}: predictions.json, nbest.json")
 
 
 def with_probabilities(answers: list[Answer]) -> list[dict]:
@@ -320,17 +341,14 @@ def with_probabilities(answers: list[Answer]) -> list[dict]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Script(__doc__)
     parser.add_argument("--train", type=Path, help="SQuAD's JSON to learn from")
     parser.add_argument("--dev", type=Path, help="SQuAD's JSON to answer and to be scored on")
     parser.add_argument("--model", type=Path, help="folder of a BERT to start from (default: a small new one)")
-    parser.add_argument("--out", type=Path, default=Path("runs/answer_squad"), help="folder (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--length", type=int, help="tokens of a window at most (default: 384 if the model takes them)")
-    parser.add_argument("--stride", type=int, help="tokens from a window to the next (default: a third of its length)")
+    parser.folder("--out", "runs/answer_squad")
+    parser.number("--steps", 600, "batches of 32")
+    parser.number("--length", None, "tokens of a window at most (default: 384 if the model takes them)", 16)
+    parser.number("--stride", None, "tokens from a window to the next (default: a third of its length)")
     parser.add_argument("--skip-bad", action="store_true", help="count and skip bad questions")
-    parser.add_argument("--seed", type=int, default=0)
-    try:
-        answer_squad(parser.parse_args())
-    except (ImportError, OSError, ValueError) as error:
-        raise SystemExit(f"answer_squad: {error}") from None
+    parser.seed()
+    parser.run(answer_squad)

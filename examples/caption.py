@@ -14,12 +14,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from attnkern.estimators import MovingAverageBaseline, reinforce_loss
 from attnkern.nn import Global, Hard, LuongDecoder, hard_attentions
-from attnkern.training import Run, adamw, descend
+from attnkern.training import Run, Script, Settings, adamw, descend, new_figure, save_figure
 
 FIELDS, SIZE, PLACES, HIDDEN, BATCH = 3, 24, 6, 64, 64  # fields, pixels and places, all along a side
 COLOURS = {"red": (1, 0.1, 0.1), "green": (0.1, 0.8, 0.1), "blue": (0.2, 0.3, 1), "yellow": (1, 0.9, 0)}
@@ -100,6 +99,7 @@ def loss_of(model: Captioner, losses: Tensor, looked: Tensor, baseline: MovingAv
 
 
 def train(name: str, steps: int, folder: Path, seed: int = 0) -> Captioner:
+    Settings(folder / name, seed=seed).keep()
     torch.manual_seed(seed)
     model, baseline = Captioner(KINDS[name]), MovingAverageBaseline()
     optimizer, schedule = adamw(model, 5e-3, steps, warm_up=steps // 5)
@@ -117,10 +117,11 @@ def accuracy(model: Captioner) -> float:
     return (model.describe(picture)[0] == caption).all(1).float().mean().item()
 
 
-def draw(models: dict[str, Captioner], path: str) -> None:
+def draw(models: dict[str, Captioner], path: Path) -> None:
     """Two pictures, what each model says of them, and where it looked for each word."""
     picture, _ = pictures(2)
-    figure = Figure(figsize=(1.5 * (LONGEST + 1), 3.4 * len(models)), layout="constrained")
+    if (figure := new_figure(path, 1.5 * (LONGEST + 1), 3.4 * len(models))) is None:
+        return
     rows = figure.subplots(2 * len(models), LONGEST + 1, subplot_kw={"xticks": [], "yticks": []})
     for row, (name, number) in zip(rows, ((name, number) for name in models for number in range(2))):
         image = picture[number].permute(1, 2, 0).clamp(0, 1)
@@ -134,19 +135,10 @@ def draw(models: dict[str, Captioner], path: str) -> None:
             light = F.interpolate(look.view(1, 1, PLACES, PLACES) / look.max(), SIZE, mode="nearest")[0, 0]
             panel.imshow(image * (0.15 + 0.85 * light[..., None]))
             panel.set_title(WORDS[word])
-    figure.savefig(path, dpi=110)
-    print(f"drawn: {path}")
+    save_figure(figure, path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=800, help="of training, for each kind (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", type=Path, default="caption_runs", help="checkpoints: go on here, if there are any")
-    parser.add_argument("--out", default="caption.png", help="the picture (default %(default)s)")
-    options = parser.parse_args()
-    if options.steps < 1:
-        parser.error(f"--steps must be at least 1, got {options.steps}")
+def compare(options: argparse.Namespace) -> None:
     models = {name: train(name, options.steps, options.runs, options.seed) for name in KINDS}
     for name, model in models.items():
         print(f"{name:<5} attention: {accuracy(model):6.1%} of captions right to the last word")
@@ -154,7 +146,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"caption: {error}") from None
+    parser = Script(__doc__)
+    parser.number("--steps", 800, "of training, for each kind")
+    parser.seed()
+    parser.folder("--runs", "caption_runs")
+    parser.picture("--out", "caption.png")
+    parser.run(compare)

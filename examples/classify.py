@@ -16,11 +16,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from attnkern.nn import BertConfig, BertForSequenceClassification, WordPiece
-from attnkern.training import Run, adamw, descend, read_examples
+from attnkern.training import Run, Script, Settings, adamw, descend, new_figure, read_examples, save_figure
 
 HELD_OUT, BATCH = 0.2, 32
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
@@ -76,13 +75,12 @@ def split(examples: list[Example], seed: int) -> tuple[list[Example], list[Examp
 
 
 def tokenizer(model: Path | None, folder: Path, examples: list[Example]) -> WordPiece:
-    """The model's; else one learned from the examples, kept for the next run."""
+    """The model's; else the last run's, or one learned from the examples."""
     if model is not None:
         return WordPiece.from_folder(model)
-    if not (folder / "vocab.txt").exists():
-        texts = (text for example in examples for text in example[1:] if text)
-        WordPiece.train(texts, size=8000, max_length=128).save_folder(folder)
-    return WordPiece.from_folder(folder)
+    if (folder / "vocab.txt").exists():
+        return WordPiece.from_folder(folder)
+    return WordPiece.train((text for example in examples for text in example[1:] if text), max_length=128)
 
 
 def train(model, encodings: list, labels: Tensor, wordpiece: WordPiece, options: argparse.Namespace) -> Run:
@@ -108,7 +106,8 @@ def predict(model, encodings: list, wordpiece: WordPiece) -> Tensor:
 
 def draw(losses: list[float], counts: Tensor, names: list[str], path: Path) -> None:
     """The loss, and how often which label was taken for which."""
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    if (figure := new_figure(path, 10, 4.5)) is None:
+        return
     curve, matrix = figure.subplots(1, 2)
     curve.plot(losses)
     curve.set(xlabel="step", ylabel="loss", ylim=(0, None))
@@ -120,11 +119,13 @@ def draw(losses: list[float], counts: Tensor, names: list[str], path: Path) -> N
     matrix.set(xlabel="said", ylabel="right", title="held out", xticks=range(len(names)), yticks=range(len(names)))
     matrix.set_xticklabels(names, rotation=45)
     matrix.set_yticklabels(names)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def classify(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
+    decides = ("data", "model", "skip_bad", "seed")
+    settings = Settings(options.folder, **{name: getattr(options, name) for name in decides})
     if options.data is None:
         examples = reviews(4000, options.seed)
     else:
@@ -148,6 +149,9 @@ def classify(options: argparse.Namespace) -> None:
         said, texts, pairs = zip(*part)
         encoded.append(wordpiece.encode(texts, pairs))
         labels.append(torch.tensor([names.index(label) for label in said]))
+    settings.keep()
+    if options.model is None:
+        wordpiece.save_folder(options.folder)
     run = train(model, encoded[0], labels[0], wordpiece, options)
 
     predicted = predict(model, encoded[1], wordpiece)
@@ -158,18 +162,15 @@ def classify(options: argparse.Namespace) -> None:
     model.save_folder(options.folder / "model")
     wordpiece.save_folder(options.folder / "model")
     print(f"{counts.trace() / counts.sum():.1%} of {len(held_out)} held-out examples right after {run.step} steps")
-    print(f"drawn: {options.folder / 'classify.png'}, saved: {options.folder / 'model'}")
+    print(f"saved: {options.folder / 'model'}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Script(__doc__)
     parser.add_argument("data", nargs="?", type=Path, help="a .tsv or .csv (default: reviews made up)")
     parser.add_argument("--model", type=Path, help="a BERT's folder to start from (default: a small new one)")
-    parser.add_argument("--folder", type=Path, default=Path("runs/classify"), help="where results go")
-    parser.add_argument("--steps", type=int, default=800, help="batches of 32 (default: %(default)s)")
+    parser.folder("--folder", "runs/classify")
+    parser.number("--steps", 800, "batches of 32")
     parser.add_argument("--skip-bad", action="store_true", help="count and skip malformed lines")
-    parser.add_argument("--seed", type=int, default=0)
-    try:
-        classify(parser.parse_args())
-    except (ImportError, OSError, ValueError) as error:
-        raise SystemExit(f"classify: {error}") from None
+    parser.seed()
+    parser.run(classify)

@@ -8,13 +8,13 @@ Attention (Cui et al. 2017) is surer, because it weighs the question's words ins
 """
 
 import argparse
+from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
-from rich.progress import track
 from torch import Tensor
 
 from attnkern.nn import AoAReader
+from attnkern.training import Script, new_figure, save_figure
 
 SENTENCES, BATCH = 8, 64
 NAMES = ["mary", "john", "sandra", "daniel", "anna", "peter"]
@@ -54,6 +54,8 @@ def loss_of(reader: AoAReader, document: Tensor, question: Tensor, answer: Tenso
 
 def train(name: str, steps: int, seed: int = 0) -> tuple[AoAReader, list[float]]:
     """A reader and its loss at every step."""
+    from rich.progress import track
+
     torch.manual_seed(seed)
     reader = READERS[name](len(WORDS), embed_dim=48, hidden=48)
     optimizer = torch.optim.Adam(reader.parameters(), lr=5e-3)
@@ -77,9 +79,10 @@ def test(reader: AoAReader) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def draw(readers: dict[str, AoAReader], losses: dict[str, list[float]], path: str) -> None:
+def draw(readers: dict[str, AoAReader], losses: dict[str, list[float]], path: Path) -> None:
     """The losses, and where each reader looks in one story."""
-    figure = Figure(figsize=(11, 5.5), layout="constrained")
+    if (figure := new_figure(path, 11, 5.5)) is None:
+        return
     curves, *looks = figure.subplot_mosaic([["curves", *readers]], width_ratios=[2, 1, 1]).values()
     for name, curve in losses.items():
         curves.semilogy(curve, label=name)
@@ -94,19 +97,21 @@ def draw(readers: dict[str, AoAReader], losses: dict[str, list[float]], path: st
         asked = " ".join(WORDS[word] for word in question[0])
         panel.set(title=f"{name}\n{asked}", xticks=[], yticks=[])
         panel.title.set_fontsize(9)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--out", default="cloze_reader.png", help="where the picture goes")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+def compare(options: argparse.Namespace) -> None:
     readers, losses = {}, {}
     for name in READERS:
         readers[name], losses[name] = train(name, options.steps, options.seed)
         loss, right = test(readers[name])
         print(f"{name:<25} loss {loss:.3f}, {right:.1%} of answers right")
     draw(readers, losses, options.out)
-    print(f"drawn: {options.out}")
+
+
+if __name__ == "__main__":
+    parser = Script(__doc__)
+    parser.number("--steps", 200, "of training, for each reader")
+    parser.picture("--out", "cloze_reader.png")
+    parser.seed()
+    parser.run(compare)

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from attnkern.atomic import written
 from attnkern.nn import Bert, WordPiece
-from attnkern.training import read_examples
+from attnkern.training import Script, read_examples
 
 BATCH = 64  # lines, without padding
 
@@ -39,6 +38,8 @@ def encode(wordpiece: WordPiece, lines: list[str]) -> list:
 @torch.inference_mode()
 def token_features(model: Bert, encodings: list) -> list[np.ndarray]:
     """`(tokens, hidden)` for each encoding."""
+    from rich.progress import track
+
     features = []
     for start in track(range(0, len(encodings), BATCH), description="lines"):
         batch = encodings[start : start + BATCH]
@@ -66,28 +67,20 @@ def save(path: Path, lines: list[str], encodings: list, features: list[np.ndarra
             np.savez(file, features=np.stack(features))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("text", type=Path, help="a text file, a sentence or pair a line")
-    parser.add_argument(
-        "--out", type=Path, default=Path("features.npz"), help="a .npz or .jsonl (default: %(default)s)"
-    )
-    parser.add_argument("--model", type=Path, help="a BERT's folder (default: MiniLM)")
-    parser.add_argument("--tokens", action="store_true", help="a vector for each token")
-    options = parser.parse_args()
-    if options.out.suffix not in (".npz", ".jsonl"):
-        parser.error(f"--out must end in .npz or .jsonl, got {options.out}")
-    try:
-        folder = options.model or default_model()
-        if not (lines := read_examples(options.text, str)):
-            raise ValueError(f"{options.text} has no line")
-        wordpiece, model = WordPiece.from_folder(folder), Bert.from_folder(folder, pooler=False)
-        encodings = encode(wordpiece, lines)
-        save(options.out, lines, encodings, token_features(model, encodings), options.tokens)
-    except (ImportError, OSError, ValueError) as error:
-        raise SystemExit(f"extract_features: {error}") from None
+def extract(options: argparse.Namespace) -> None:
+    folder = options.model or default_model()
+    if not (lines := read_examples(options.text, str)):
+        raise ValueError(f"{options.text} has no line")
+    wordpiece, model = WordPiece.from_folder(folder), Bert.from_folder(folder, pooler=False)
+    encodings = encode(wordpiece, lines)
+    save(options.out, lines, encodings, token_features(model, encodings), options.tokens)
     print(f"{len(lines)} lines, {model.config.hidden_size} features each: {options.out}")
 
 
 if __name__ == "__main__":
-    main()
+    parser = Script(__doc__)
+    parser.add_argument("text", type=Path, help="a text file, a sentence or pair a line")
+    parser.file("--out", "features.npz", "a .npz or .jsonl", (".npz", ".jsonl"))
+    parser.add_argument("--model", type=Path, help="a BERT's folder (default: MiniLM)")
+    parser.add_argument("--tokens", action="store_true", help="a vector for each token")
+    parser.run(extract)

@@ -7,16 +7,16 @@ its attention, so no gradient passes from the answer to where it looked: that is
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
-from rich.progress import track
 from torch import Tensor, nn
 
 import attnkern
 from attnkern.estimators import MovingAverageBaseline, reinforce_loss, rloo_loss
 from attnkern.nn import Global, Hard, hard_attentions
+from attnkern.training import Script, new_figure, save_figure
 
 PAIRS, NAMES, NUMBERS, WIDTH, BATCH, COPIES = 8, 20, 10, 32, 64, 4
 
@@ -84,6 +84,8 @@ ESTIMATORS = {
 
 def train(name: str, steps: int, seed: int = 0) -> list[tuple[int, float]]:
     """Steps and accuracies on new stories; in evaluation the model looks at its likeliest pair."""
+    from rich.progress import track
+
     torch.manual_seed(seed)
     attention, estimator = ESTIMATORS[name]
     model, estimator = Recall(attention), estimator()
@@ -107,24 +109,27 @@ def accuracy(model: Recall) -> float:
     return right
 
 
-def draw(curves: dict[str, list[tuple[int, float]]], path: str) -> None:
-    figure = Figure(figsize=(8, 5), layout="constrained")
+def draw(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
+    if (figure := new_figure(path, 8, 5)) is None:
+        return
     panel = figure.subplots()
     for name, curve in curves.items():
         panel.plot(*zip(*curve), label=name)
     panel.set(xlabel="step", ylabel="answered right", ylim=(0, 1.02), title=f"Recall of one of {PAIRS} pairs")
     panel.legend()
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--out", default="hard_recall.png", help="where the picture goes")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+def compare(options: argparse.Namespace) -> None:
     curves = {name: train(name, options.steps, options.seed) for name in ESTIMATORS}
     for name, curve in curves.items():
         print(f"{name:<27} {curve[-1][1]:6.1%} after {curve[-1][0]} steps")
     draw(curves, options.out)
-    print(f"drawn: {options.out}")
+
+
+if __name__ == "__main__":
+    parser = Script(__doc__)
+    parser.number("--steps", 200, "of training, for each estimator")
+    parser.picture("--out", "hard_recall.png")
+    parser.seed()
+    parser.run(compare)

@@ -6,15 +6,15 @@ Attention is `output_i = sum_j w_ij * value_j`. So are these layers, with weight
 each is from the original in float32, and draws the weights: a row for each query, a column for each key.
 """
 
-import sys
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import attnkern
 from attnkern.layers import linear_attention, linear_recurrence
+from attnkern.training import Script, new_figure, save_figure
 
 LENGTH, FEATURES, HIDDEN = 48, 16, 64
 
@@ -105,8 +105,9 @@ def patterns() -> dict[str, Tensor]:
     }
 
 
-def draw(path: str) -> None:
-    figure = Figure(figsize=(12, 7.5), layout="constrained")
+def draw(path: Path) -> None:
+    if (figure := new_figure(path, 12, 7.5)) is None:
+        return
     for panel, (title, weight) in zip(figure.subplots(2, 3).flat, patterns().items()):
         weight = weight.detach()
         signed = bool((weight < 0).any())
@@ -114,11 +115,11 @@ def draw(path: str) -> None:
         colours = {"cmap": "RdBu" if signed else "magma_r", "vmin": -limit if signed else 0, "vmax": limit}
         panel.imshow(weight.numpy(), aspect="auto", interpolation="nearest", **colours)
         panel.set(title=title, xlabel="key", ylabel="query")
-    figure.savefig(path, dpi=110)
-    print(f"drawn: {path}")
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":
+    parser = Script(__doc__)
+    parser.picture("picture", "layers_as_attention.png", nargs="?")
     torch.manual_seed(0)
-    compare()
-    draw(sys.argv[1] if len(sys.argv) > 1 else "layers_as_attention.png")
+    parser.run(lambda options: (compare(), draw(options.picture)))

@@ -8,14 +8,14 @@ looks everywhere, local-m in a window of 10 around its own position, local-p aro
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from attnkern.nn import Global, Local, MultiheadAttention
+from attnkern.training import Script, new_figure, save_figure
 
 WORDS, LENGTH, WIDTH, HEADS, LAYERS, BATCH, WARM_UP = 32, 28, 64, 4, 2, 32, 50
 ALIGNMENT = (torch.linspace(0, 1, LENGTH).pow(1.5) * (LENGTH - 1)).round().long()  # up to 4 words off the diagonal
@@ -86,8 +86,9 @@ def look(model: Translator) -> tuple[Tensor, Tensor | None]:
     return weights, torch.cat([module.center(states, LENGTH)[0] for module, (states, *_) in asked])
 
 
-def draw(models: dict[str, Translator], accuracy: dict[str, list[float]], path: str) -> None:
-    figure = Figure(figsize=(15, 4), layout="constrained")
+def draw(models: dict[str, Translator], accuracy: dict[str, list[float]], path: Path) -> None:
+    if (figure := new_figure(path, 15, 4)) is None:
+        return
     *panels, curves = figure.subplots(1, len(models) + 1)
     for panel, (name, model) in zip(panels, models.items()):
         weights, centers = look(model)
@@ -103,18 +104,12 @@ def draw(models: dict[str, Translator], accuracy: dict[str, list[float]], path: 
         curves.plot(shares, label=name)
     curves.set(title="words that were right", xlabel="step", ylim=(0, 1.02))
     curves.legend()
-    figure.savefig(path, dpi=110)
-    print(f"drawn: {path}")
+    save_figure(figure, path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200, help="of training, for each kind (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default="monotone_alignment.png", help="the picture (default %(default)s)")
-    options = parser.parse_args()
-    if options.steps < 1:
-        parser.error(f"--steps must be at least 1, got {options.steps}")
+def compare(options: argparse.Namespace) -> None:
+    from rich.progress import Progress
+
     models, accuracy = {}, {}
     with Progress() as progress:
         for name, kind in KINDS.items():
@@ -127,4 +122,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    parser = Script(__doc__)
+    parser.number("--steps", 200, "of training, for each kind")
+    parser.seed()
+    parser.picture("--out", "monotone_alignment.png")
+    parser.run(compare)

@@ -17,12 +17,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from attnkern.nn import BertConfig, BertForPreTraining, WordPiece
-from attnkern.training import Run, adamw, descend, read_examples
+from attnkern.training import Run, Script, Settings, adamw, descend, new_figure, read_examples, save_figure
 
 MASKED, MOST_MASKED, BATCH = 0.15, 20, 64
 IGNORED = -100  # cross_entropy's
@@ -108,7 +107,7 @@ class Batch(NamedTuple):
 
 
 def batch(documents: list[Document], wordpiece: WordPiece, length: int) -> Batch:
-    cls, sep = map(wordpiece.tokenizer.token_to_id, ("[CLS]", "[SEP]"))
+    cls, sep = (wordpiece.tokenizer.token_to_id(wordpiece.special[name]) for name in ("cls_token", "sep_token"))
     firsts, seconds, is_random = zip(*(pair(documents, length - 3) for _ in range(BATCH)))
     rows = [torch.tensor([cls, *first, sep, *second, sep]) for first, second in zip(firsts, seconds)]
     types = [torch.arange(len(row)) >= len(first) + 2 for row, first in zip(rows, firsts)]
@@ -128,7 +127,7 @@ def mask(ids: Tensor, maskable: Tensor, wordpiece: WordPiece) -> tuple[Tensor, T
     places = torch.rand(ids.shape).masked_fill(~maskable, -1).topk(int(counts.max())).indices
     chosen, words, fate = torch.arange(places.shape[1]) < counts, ids.gather(1, places), torch.rand(places.shape)
     new = torch.randint(wordpiece.tokenizer.get_vocab_size(), words.shape)
-    new[fate < 0.8] = wordpiece.tokenizer.token_to_id("[MASK]")
+    new[fate < 0.8] = wordpiece.tokenizer.token_to_id(wordpiece.special["mask_token"])
     new = torch.where(chosen & (fate < 0.9), new, words)
     return ids.scatter(1, places, new), places, words.masked_fill(~chosen, IGNORED)
 
@@ -148,7 +147,8 @@ def measure(model: BertForPreTraining, drawn: Batch) -> dict[str, Tensor]:
 
 def plot(history: dict[str, list[float]], held_out: dict[str, float], path: Path) -> None:
     """Averages of about a hundredth of the run, and the numbers held out as dashed lines."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    if (figure := new_figure(path, 10, 4)) is None:
+        return
     for panel, kind in zip(figure.subplots(1, 2), ("loss", "right")):
         for task, color in (("MLM", "tab:blue"), ("NSP", "tab:red")):
             curve, number = torch.tensor(history[f"{task} {kind}"]), held_out[f"{task} {kind}"]
@@ -159,17 +159,19 @@ def plot(history: dict[str, list[float]], held_out: dict[str, float], path: Path
             panel.axhline(number, color=color, linestyle="--", linewidth=0.8, label=f"{task} held out: {number:.3f}")
         panel.set(xlabel="step", ylabel=kind, ylim=(0, 1.02 if kind == "right" else None))
         panel.legend()
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def pretrain(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
+    decides = ("text", "model", "config", "rate", "length", "skip_bad", "seed")
+    settings = Settings(options.out, **{name: getattr(options, name) for name in decides})
     texts = made_up(options.seed) if options.text is None else read(options.text, options.skip_bad)
     folder, config = options.model or options.out, BertConfig.from_json(options.config) if options.config else SMALL
-    if options.model is None and not (folder / "vocab.txt").exists():
-        sentences = (sentence for document in texts for sentence in document)
-        WordPiece.train(sentences, config.vocab_size).save_folder(folder)
-    wordpiece = WordPiece.from_folder(folder)
+    if options.model or (folder / "vocab.txt").exists():
+        wordpiece = WordPiece.from_folder(folder)
+    else:
+        wordpiece = WordPiece.train((sentence for document in texts for sentence in document), config.vocab_size)
     if options.model is None:
         model = BertForPreTraining(replace(config, vocab_size=wordpiece.tokenizer.get_vocab_size()))
     else:
@@ -183,6 +185,9 @@ def pretrain(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.text} must have 2 documents of 20 sentences or 20 of 2, got {len(texts)} documents")
 
     rate = options.rate or (1e-4 if options.model or options.config else 3e-3)
+    settings.keep()
+    if options.model is None:
+        wordpiece.save_folder(folder)
     model.to(DEVICE).train()
     optimizer, schedule = adamw(model, rate, options.steps)
     run = Run(options.out, steps=options.steps, model=model, optimizer=optimizer, schedule=schedule)
@@ -199,22 +204,19 @@ def pretrain(options: argparse.Namespace) -> None:
     model.save_folder(options.out)
     wordpiece.save_folder(options.out)
     print(f"held out, after {run.step} steps: " + ", ".join(f"{name} {number:.4g}" for name, number in tested.items()))
-    print(f"drawn: {options.out / 'pretrain_bert.png'}, saved: {options.out}")
+    print(f"saved: {options.out}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Script(__doc__)
     parser.add_argument("--text", type=Path, help="a text file (default: one made up)")
-    parser.add_argument("--out", type=Path, default=Path("runs/pretrain_bert"), help="folder (default: %(default)s)")
+    parser.folder("--out", "runs/pretrain_bert")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--model", type=Path, help="folder of a BERT to go on from (default: a new one)")
     start.add_argument("--config", type=Path, help="a new one's config.json (default: 2 layers of 64)")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--rate", type=float, help="of learning at most (default: 1e-4, for the small one 3e-3)")
-    parser.add_argument("--length", type=int, default=32, help="tokens of a pair at most (default: %(default)s)")
+    parser.number("--steps", 2000, "batches of 64")
+    parser.number("--rate", None, "of learning at most (default: 1e-4, for the small one 3e-3)", 1e-12, 10, float)
+    parser.number("--length", 32, "tokens of a pair at most", 8)
     parser.add_argument("--skip-bad", action="store_true", help="count and skip lines that are no UTF-8")
-    parser.add_argument("--seed", type=int, default=0)
-    try:
-        pretrain(parser.parse_args())
-    except (ImportError, OSError, ValueError) as error:
-        raise SystemExit(f"pretrain_bert: {error}") from None
+    parser.seed()
+    parser.run(pretrain)

@@ -19,13 +19,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
-from seqeval.metrics import f1_score
 from torch import Tensor, nn
-from torchcrf import CRF
 
 from attnkern.nn import BertConfig, BertForTokenClassification, Local, WordPiece
-from attnkern.training import Run, adamw, descend, read_examples
+from attnkern.training import Run, Script, Settings, adamw, descend, new_figure, read_examples, save_figure
 
 HELD_OUT, BATCH = 0.2, 32
 HEADS = ("linear", "crf", "bilstm-crf")
@@ -80,7 +77,11 @@ class Tagger(BertForTokenClassification):
         super().__init__(config, **options)
         width = config.hidden_size
         self.lstm = nn.LSTM(width, width // 2, batch_first=True, bidirectional=True) if head == "bilstm-crf" else None
-        self.crf = CRF(config.num_labels, batch_first=True) if head != "linear" else None
+        self.crf = None
+        if head != "linear":
+            from torchcrf import CRF
+
+            self.crf = CRF(config.num_labels, batch_first=True)
 
     def scores(self, tokens: dict[str, Tensor], first: Tensor, real: Tensor) -> Tensor:
         """`(B, words, tags)`. first: where each word begins, `(B, words)`; real: where there is one."""
@@ -104,16 +105,24 @@ class Tagger(BertForTokenClassification):
 
 
 class Data:
-    """Encoded sentences; words that were cut off are left to the tag O."""
+    """Encoded sentences; words that were cut off, or have no token ("\\u200b"), are left to the tag O.
+
+    Attributes:
+        places: of each sentence, which of its words have tokens.
+        first, tags: for each of those its first token, and its tag.
+        numbers: the sentences that have any.
+    """
 
     def __init__(self, sentences: list[Sentence], wordpiece: WordPiece, names: list[str]):
         self.sentences, self.wordpiece = sentences, wordpiece
         self.encodings = wordpiece.encode([sentence.words for sentence in sentences])
-        self.first, self.tags = [], []
+        self.places, self.first, self.tags = [], [], []
         for encoding, sentence in zip(self.encodings, sentences):
             begins = {word: place for place, word in reversed(list(enumerate(encoding.word_ids))) if word is not None}
+            self.places.append(sorted(begins))
             self.first.append(torch.tensor([begins[word] for word in sorted(begins)]))
             self.tags.append(torch.tensor([names.index(sentence.tags[word]) for word in sorted(begins)]))
+        self.numbers = [number for number, places in enumerate(self.places) if places]
 
     def batch(self, numbers: list[int]) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
         """Tokens; where words begin, where there are any, and their tags, each `(B, words)`."""
@@ -130,7 +139,7 @@ def train(model: Tagger, data: Data, folder: Path, steps: int, rate: float) -> l
     run = Run(folder, steps=steps, model=model, optimizer=optimizer, schedule=schedule)
     model.train()
     for _ in run:
-        tokens, first, real, tags = data.batch(torch.randint(len(data.sentences), (BATCH,)).tolist())
+        tokens, first, real, tags = data.batch([data.numbers[i] for i in torch.randint(len(data.numbers), (BATCH,))])
         loss = model.loss(model.scores(tokens, first, real), real, tags)
         descend(loss, model, optimizer, schedule)
         run.log(loss=loss)
@@ -140,19 +149,20 @@ def train(model: Tagger, data: Data, folder: Path, steps: int, rate: float) -> l
 @torch.no_grad()
 def tag(model: Tagger, data: Data, names: list[str]) -> list[list[str]]:
     model.eval()
-    found = []
-    for start in range(0, len(data.sentences), BATCH):
-        numbers = list(range(start, min(start + BATCH, len(data.sentences))))
+    found = [["O"] * len(sentence.words) for sentence in data.sentences]
+    for start in range(0, len(data.numbers), BATCH):
+        numbers = data.numbers[start : start + BATCH]
         tokens, first, real, _ = data.batch(numbers)
         for number, best in zip(numbers, model.best(model.scores(tokens, first, real), real)):
-            missing = len(data.sentences[number].words) - len(best)
-            found.append([names[tag] for tag in best] + ["O"] * missing)
+            for place, tag in zip(data.places[number], best):
+                found[number][place] = names[tag]
     return found
 
 
 def draw(losses: dict[str, list[float]], scores: dict[str, float], rows: dict[str, list[str]], words, path: Path):
     """The losses, and the tags that each head gives one held-out sentence."""
-    figure = Figure(figsize=(max(9, 0.8 * len(words)), 6), layout="constrained")
+    if (figure := new_figure(path, max(9, 0.8 * len(words)), 6)) is None:
+        return
     curves, table = figure.subplots(2, 1)
     for name, curve in losses.items():
         curves.plot(curve, label=f"{name}, F1 {scores[name]:.1%}")
@@ -167,11 +177,15 @@ def draw(losses: dict[str, list[float]], scores: dict[str, float], rows: dict[st
         cellColours=[["white"] * len(words), *[[color[tag[2:]] for tag in row] for row in rows.values()]],
     )  # fmt: skip
     cells.scale(1, 1.8)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def compare(options: argparse.Namespace) -> dict[str, float]:
     """The F1 of each head on what is held out."""
+    from seqeval.metrics import f1_score
+
+    decides = ("data", "model", "skip_bad", "seed")
+    settings = Settings(options.out, **{name: getattr(options, name) for name in decides})
     sentences = made_up(1500, options.seed) if options.data is None else read(options.data, options.skip_bad)
     if len(sentences) < 2:
         raise ValueError(f"{options.data} must have at least 2 sentences, got {len(sentences)}")
@@ -179,10 +193,13 @@ def compare(options: argparse.Namespace) -> dict[str, float]:
     held_out = max(1, int(len(sentences) * HELD_OUT))
     names = sorted({"O", *(tag for sentence in sentences for tag in sentence.tags)})
     folder = options.model or options.out
-    if options.model is None and not (folder / "vocab.txt").exists():
-        WordPiece.train((" ".join(sentence.words) for sentence in sentences), max_length=128).save_folder(folder)
-    wordpiece = WordPiece.from_folder(folder)
+    if options.model or (folder / "vocab.txt").exists():
+        wordpiece = WordPiece.from_folder(folder)
+    else:
+        wordpiece = WordPiece.train((" ".join(sentence.words) for sentence in sentences), max_length=128)
     learn, test = (Data(part, wordpiece, names) for part in (shuffled[held_out:], shuffled[:held_out]))
+    if not learn.numbers:
+        raise ValueError(f"{options.data} must have a sentence with a word that has a token, got none to learn from")
 
     losses, scores, rows = {}, {}, {"held out": test.sentences[0].tags}
     for head in options.head:
@@ -193,6 +210,9 @@ def compare(options: argparse.Namespace) -> dict[str, float]:
             model = Tagger(config, head, attention=Local(1)) if options.data is None else Tagger(config, head)
         else:
             model = Tagger.from_folder(options.model, fresh_head=True, **labels)
+        settings.keep()
+        if options.model is None:
+            wordpiece.save_folder(folder)
         rate = 2e-3 if options.model is None else 5e-5
         losses[head] = train(model, learn, options.out / head, options.steps, rate)
         found = tag(model, test, names)
@@ -200,24 +220,24 @@ def compare(options: argparse.Namespace) -> dict[str, float]:
         model.save_folder(options.out / head / "model")
         print(f"{head:<10} F1 {scores[head]:6.1%} of the entities in {held_out} held-out sentences")
     draw(losses, scores, rows, test.sentences[0].words, options.out / "tag_ner.png")
-    print(f"drawn: {options.out / 'tag_ner.png'}")
     return scores
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    return parser().parse_args(given)
+
+
+def parser() -> Script:
+    parser = Script(__doc__)
     parser.add_argument("data", nargs="?", type=Path, help="a CoNLL file (default: sentences made up)")
     parser.add_argument("--model", type=Path, help="a BERT's folder to start from (default: a small new one)")
     parser.add_argument("--head", nargs="+", choices=HEADS, default=HEADS, help="which to train (default: all)")
-    parser.add_argument("--out", type=Path, default=Path("runs/tag_ner"), help="where results go")
-    parser.add_argument("--steps", type=int, default=300, help="batches of 32 (default: %(default)s)")
+    parser.folder("--out", "runs/tag_ner")
+    parser.number("--steps", 300, "batches of 32")
     parser.add_argument("--skip-bad", action="store_true", help="count and skip malformed lines")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(given)
+    parser.seed()
+    return parser
 
 
 if __name__ == "__main__":
-    try:
-        compare(arguments())
-    except (ImportError, OSError, ValueError) as error:
-        raise SystemExit(f"tag_ner: {error}") from None
+    parser().run(compare)

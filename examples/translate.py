@@ -12,24 +12,27 @@ The folder `--out` keeps vocabulary, checkpoints and a picture of where the atte
 goes on when the command is given again.
 """
 
+from __future__ import annotations
+
 import argparse
-import json
 import time
 import warnings
 from datetime import date
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
-from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from attnkern.atomic import written
 from attnkern.nn import Global, Hard, Local, Transformer, beam_search, greedy, warm_up
-from attnkern.training import BadLine, Run, descend
+from attnkern.training import BadLine, Run, Script, Settings, descend, new_figure, save_figure
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
 
 KINDS = {"global": Global(), "local": Local(center="predicted"), "hard": Hard(straight_through=True)}
 DATES = ("full", "long", "medium", "d MMM yyyy", "EEE, dd.MM.yyyy", "MMMM d, yyyy")
@@ -94,6 +97,8 @@ def text(line: bytes, place: str) -> str:
 
 def learn_vocabulary(pairs: Pairs, size: int) -> bytes:
     """A joint sentencepiece model of both sides, at most that large."""
+    from sentencepiece import SentencePieceTrainer
+
     model = BytesIO()
     try:
         SentencePieceTrainer.train(
@@ -179,7 +184,8 @@ def score(model: Transformer, held_out: Pairs, vocabulary: SentencePieceProcesso
 @torch.no_grad()
 def draw(models: dict, runs: dict, example: tuple[str, str], vocabulary: SentencePieceProcessor, path: Path) -> None:
     """The losses, and where the last layer's heads look, on average, when the example is written."""
-    figure = Figure(figsize=(4 * len(models) + 4, 4), layout="constrained")
+    if (figure := new_figure(path, 4 * len(models) + 4, 4)) is None:
+        return
     *panels, curves = figure.subplots(1, len(models) + 1)
     source, target = ([*vocabulary.encode(text), END] for text in example)
     for panel, (name, model) in zip(panels, models.items()):
@@ -192,7 +198,7 @@ def draw(models: dict, runs: dict, example: tuple[str, str], vocabulary: Sentenc
         curves.plot(runs[name].history["loss"], label=name)
     curves.set(title="loss", xlabel="step")
     curves.legend()
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def settle(options) -> tuple[Pairs, Pairs, SentencePieceProcessor]:
@@ -201,11 +207,10 @@ def settle(options) -> tuple[Pairs, Pairs, SentencePieceProcessor]:
     Raises:
         ValueError, OSError: what is wrong, in a sentence; the folder is as it was.
     """
+    from sentencepiece import SentencePieceProcessor
+
     kept = {name: value for name, value in vars(options).items() if name not in ("out", "beam", "attention", "steps")}
-    settings = json.dumps(kept, indent=1)
-    path, learned = (options.out / name for name in ("settings.json", "vocabulary.model"))
-    if path.exists() and path.read_text() != settings:
-        raise ValueError(f"--out {options.out} holds a run with other settings ({path}): choose another folder")
+    settings, learned = Settings(options.out, **kept), options.out / "vocabulary.model"
     torch.manual_seed(options.seed)
     if options.source:
         pairs = parallel([options.source, options.target], options.skip_bad)
@@ -219,54 +224,10 @@ def settle(options) -> tuple[Pairs, Pairs, SentencePieceProcessor]:
     model = learned.read_bytes() if learned.exists() else learn_vocabulary(pairs, options.vocabulary)
     vocabulary = SentencePieceProcessor(model_proto=model)
     pairs, held_out = (fitting(part, vocabulary, options.max_length) for part in (pairs, held_out))
-    for file, content in ((path, settings.encode()), (learned, model)):
-        with written(file) as draft:
-            draft.write_bytes(content)
+    settings.keep()
+    with written(learned) as draft:
+        draft.write_bytes(model)
     return pairs, held_out, vocabulary
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=110)
-    )
-    parser.add_argument("--task", choices=GENERATORS, default="numbers", help="generated (default %(default)s)")
-    parser.add_argument("--languages", nargs="+", default=["en"], help="of the generated text (default en)")
-    parser.add_argument("--source", help="a text file, one sentence a line, instead of --task")
-    parser.add_argument("--target", help="its translation, line by line")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out pairs with a side that is empty or no text")
-    parser.add_argument(
-        "--attention", nargs="+", choices=KINDS, default=["global"], help="to the source (default global)"
-    )
-    for name, default, what in (
-        ("steps", 600, "of training, for each kind of attention"),
-        ("batch", 64, "pairs a step"),
-        ("warm-up", 200, "steps until the learning rate is highest"),
-        ("dim", 64, "features of a word"),
-        ("layers", 2, "in the encoder, and in the decoder"),
-        ("vocabulary", 300, "sentencepiece's pieces, at most"),
-        ("max-length", 100, "pieces of a sentence, at most"),
-        ("beam", 4, "sentences that beam search keeps"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} (default %(default)s)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (default %(default)s)")
-    parser.add_argument("--dropout", type=float, default=0.0, help="0.1 in the paper (default %(default)s)")
-    parser.add_argument("--smoothing", type=float, default=0.1, help="of labels (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("translate"), help="folder (default %(default)s)")
-    options = parser.parse_args()
-    for name in ("steps", "batch", "warm_up", "dim", "layers", "vocabulary", "max_length", "beam"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
-    if options.dim % heads(options.dim):
-        parser.error(f"--dim must be a multiple of its {heads(options.dim)} heads, got {options.dim}")
-    if not 0 <= options.smoothing <= 1:
-        parser.error(f"--smoothing must be between 0 and 1, got {options.smoothing}")
-    if bool(options.source) != bool(options.target):
-        parser.error("--source and --target go together")
-    try:
-        compare(*settle(options), options)
-    except (ValueError, OSError) as error:  # BadLine and ResumeError are ValueErrors
-        parser.error(str(error))
 
 
 def compare(pairs: Pairs, held_out: Pairs, vocabulary: SentencePieceProcessor, options) -> None:
@@ -289,7 +250,43 @@ def compare(pairs: Pairs, held_out: Pairs, vocabulary: SentencePieceProcessor, o
             example = f"{held_out[0][0]} -> {found['text']}"
             print(f"  {how:<8} {found['exact']:7.2%} exact, BLEU {found['bleu']:6.2f}: {example}")
     draw(models, runs, held_out[0], vocabulary, options.out / "attention.png")
-    print(f"drawn: {options.out / 'attention.png'}")
+
+
+def main() -> None:
+    parser = Script(__doc__)
+    parser.add_argument("--task", choices=GENERATORS, default="numbers", help="generated")
+    parser.add_argument("--languages", nargs="+", default=["en"], help="of the generated text (default: en)")
+    parser.add_argument("--source", type=Path, help="a text file, one sentence a line, instead of --task")
+    parser.add_argument("--target", type=Path, help="its translation, line by line")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out pairs with a side that is empty or no text")
+    parser.add_argument(
+        "--attention", nargs="+", choices=KINDS, default=["global"], help="to the source (default: global)"
+    )
+    parser.number("--steps", 600, "of training, for each kind of attention")
+    parser.number("--batch", 64, "pairs a step")
+    parser.number("--warm-up", 200, "steps until the learning rate is highest")
+    parser.number("--dim", 64, "features of a word")
+    parser.number("--layers", 2, "in the encoder, and in the decoder")
+    parser.number("--vocabulary", 300, "sentencepiece's pieces, at most")
+    parser.number("--max-length", 100, "pieces of a sentence, at most")
+    parser.number("--beam", 4, "sentences that beam search keeps")
+    parser.number("--lr", 1e-3, "highest learning rate", 0, 10, float)
+    parser.number("--dropout", 0.0, "0.1 in the paper", 0, 1, float)
+    parser.number("--smoothing", 0.1, "of labels", 0, 1, float)
+    parser.seed()
+    parser.folder("--out", "translate")
+
+    def run(options: argparse.Namespace) -> None:
+        if options.dim % heads(options.dim):
+            parser.error(f"--dim must be a multiple of its {heads(options.dim)} heads, got {options.dim}")
+        if bool(options.source) != bool(options.target):
+            parser.error("--source and --target go together")
+        try:
+            compare(*settle(options), options)
+        except (ValueError, OSError) as error:  # BadLine and ResumeError are ValueErrors
+            parser.error(str(error))
+
+    parser.run(run)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from attnkern.nn import (
     Local,
 )
 from attnkern.nn.crc32c import crc32c
-from attnkern.nn.tensor_bundle import BundleError, TensorBundle, write_bundle
+from attnkern.nn.tensor_bundle import BundleError, Entry, TensorBundle, write_bundle
 from tests.test_bert import CONFIG, IDS, MASK, SIZES, TYPES, huggingface
 
 safetensors = pytest.importorskip("safetensors.torch")
@@ -187,6 +187,63 @@ def test_tensorflow(tmp_path):
         np.testing.assert_array_equal(written_by_us.read(name), array)
     assert same(BertForPreTraining.from_folder(tmp_path / "ours"), model)
     assert same(Bert.from_folder(tmp_path / "ours"), model.bert)
+
+
+SLOTS = [
+    "adam_m adam_v",
+    "Adam Adam_1",
+    "BERTAdam BERTAdam_1",
+    "Momentum",
+    "LAMB LAMB_1",
+    "vr vc",
+    "Adafactor Adafactor_1",
+    "ExponentialMovingAverage",
+    ".OPTIMIZER_SLOT/optimizer/m/.ATTRIBUTES/VARIABLE_VALUE",
+]
+COUNTED = ["global_step", "beta1_power", "beta2_power", "train/beta1_power", "save_counter", "loss_scale", "lr"]
+
+
+@pytest.mark.parametrize("slots", SLOTS)
+def test_what_a_training_leaves_behind(tmp_path, slots):
+    """Whatever the optimizer's name: slots are a variable's name and more, in a scope or not; the rest are numbers."""
+    model = BertForPreTraining(BertConfig(**SIZES, hidden_act="gelu_new")).eval()
+    model.save_folder(tmp_path, format="tensorflow")
+    bundle = TensorBundle(tmp_path / "bert_model.ckpt")
+    weights = {name: bundle.read(name) for name in bundle.entries}
+    left = {f"{name}/{slot}": array + 1 for name, array in weights.items() for slot in slots.split()}
+    left |= {f"training/{name}": array for name, array in left.items()}
+    left |= {"bert/pooler/dense/kernel/Adafactor_2": np.zeros(1, np.float32)}
+    left |= {name: np.array(0.9, np.float32) for name in COUNTED}
+    left |= {"bert/count": np.array(3), "bert/beta1_power": np.array(0.9, np.float32)}
+    left |= {"save_counter/.ATTRIBUTES/VARIABLE_VALUE": np.array(3)}
+    write_bundle(bundle.prefix, weights | left)
+    assert same(BertForPreTraining.from_folder(tmp_path), model)
+    unknown = {
+        "bert/encoder/layer_7/output/dense/kernel": weights["bert/pooler/dense/kernel"],
+        "teacher/bert/pooler/dense/kernel": weights["bert/pooler/dense/kernel"],
+        "adam_m": np.zeros(2, np.float32),
+        "bert/temperature": np.array(1.0, np.float32),
+        "lstm/beta": np.zeros(3, np.float32),
+    }
+    write_bundle(bundle.prefix, weights | left | unknown)
+    with pytest.raises(CheckpointError) as caught:
+        BertForPreTraining.from_folder(tmp_path)
+    extra = str(caught.value).partition("extra: ")[2].split("\n")[0].split(", ")
+    assert sorted(extra) == sorted(unknown)
+
+
+def test_strings_are_no_weights(tmp_path, monkeypatch):
+    """Such as `_CHECKPOINTABLE_OBJECT_GRAPH`."""
+    model = BertForPreTraining(BertConfig(**SIZES, hidden_act="gelu_new")).eval()
+    model.save_folder(tmp_path, format="tensorflow")
+    entry, string = TensorBundle.__init__, Entry(7, (), 0, 0, 9, 0, False)
+
+    def init(self, prefix):
+        entry(self, prefix)
+        self.entries["_CHECKPOINTABLE_OBJECT_GRAPH"] = string
+
+    monkeypatch.setattr(TensorBundle, "__init__", init)
+    assert same(BertForPreTraining.from_folder(tmp_path), model)
 
 
 def test_tensorflow_heads(tmp_path):

@@ -102,6 +102,20 @@ def test_windows_keep_every_answer():
             assert (window.offsets[first][0], window.offsets[last][1]) == (begin, begin + len(f"word{n % 7}"))
 
 
+def test_an_answer_without_tokens_is_not_taught_as_none():
+    """Nor is one that is longer than a window; where there is none, that is learned."""
+    context = "it was \u200b here " + "word " * 40
+    wordpiece = WordPiece.train([context, "which is it"], max_length=128)
+    answers = [[(7, "\u200b")], [(15, context[15:].strip())], [(3, "was")], []]
+    asked = [answer_squad.Question(str(n), "which is it", context, found) for n, found in enumerate(answers)]
+    windows = answer_squad.windows_of(asked, wordpiece, 32, 10)
+    with pytest.warns(UserWarning, match="2 of 4 questions left out: no window holds their answer"):
+        left = answer_squad.to_learn_from(asked, windows)
+    assert left == [window for window in windows if window.number in (2, 3)]
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no window holds an answer"):
+        answer_squad.to_learn_from(asked[:2], [window for window in windows if window.number < 2])
+
+
 @pytest.mark.parametrize(
     ("file", "message"),
     [

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 torchcrf = pytest.importorskip("torchcrf")
 pytest.importorskip("seqeval")
@@ -50,3 +51,44 @@ def test_long_sentences_are_cut(tmp_path):
     config = tag_ner.BertConfig(wordpiece.tokenizer.get_vocab_size(), **tag_ner.SMALL, id2label=dict(enumerate(names)))
     (tags,) = tag_ner.tag(tag_ner.Tagger(config, "bilstm-crf"), data, names)
     assert len(tags) == 201 and set(tags[14:]) == {"O"}
+
+
+@pytest.mark.parametrize("head", tag_ner.HEADS)
+def test_words_without_tokens_shift_no_tag(head):
+    """Such as a zero-width space, or a control character: they are O, and their neighbours are what they were."""
+    bare = [["lake", "arden", "saw", "dean"], ["we"], ["mr", "esk"]]
+    holes = [
+        ["\u200b", "lake", "\x07", "arden", "saw", "dean"],
+        ["we"],
+        ["\u200b"],
+        ["mr", "\u200b\u200d", "esk", "\x00"],
+    ]
+    names = ["B-LOC", "I-LOC", "O"]
+    wordpiece = tag_ner.WordPiece.train([" ".join(words) for words in bare], max_length=16)
+    of_words = {"lake": "B-LOC", "arden": "I-LOC", "mr": "B-LOC"}
+    sentences = [
+        [tag_ner.Sentence(words, [of_words.get(word, "O") for word in words]) for words in part]
+        for part in (bare, holes)
+    ]
+    data = [tag_ner.Data(part, wordpiece, names) for part in sentences]
+    assert [tags.tolist() for tags in data[1].tags if len(tags)] == [tags.tolist() for tags in data[0].tags]
+    torch.manual_seed(0)
+    config = tag_ner.BertConfig(wordpiece.tokenizer.get_vocab_size(), **tag_ner.SMALL, id2label=dict(enumerate(names)))
+    model = tag_ner.Tagger(config, head)
+    torch.nn.init.normal_(model.classifier.weight)
+    wanted, found = (tag_ner.tag(model, part, names) for part in data)
+    assert len({tag for tags in wanted for tag in tags}) > 1
+    assert [len(tags) for tags in found] == [len(words) for words in holes]
+    kept = [[tag for word, tag in zip(*row) if word.isalpha()] for row in zip(holes, found)]
+    assert [tags for tags in kept if tags] == wanted
+    assert all(tag == "O" for row in zip(holes, found) for word, tag in zip(*row) if not word.isalpha())
+
+
+def test_trains_beside_sentences_without_tokens(tmp_path, capsys):
+    path = tmp_path / "data.txt"
+    path.write_text("\u200b O\n\n" + "\u200b O\nlake B-LOC\narden I-LOC\n\n" * 9, encoding="utf-8")
+    tag_ner.compare(tag_ner.arguments([str(path), "--out", str(tmp_path / "out"), "--steps", "2"]))
+    path.write_text("\u200b O\n\n" * 9, encoding="utf-8")
+    with pytest.raises(ValueError, match="a word that has a token"):
+        tag_ner.compare(tag_ner.arguments([str(path), "--out", str(tmp_path / "none"), "--steps", "2"]))
+    assert not (tmp_path / "none").exists()

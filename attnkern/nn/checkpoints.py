@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from attnkern.atomic import written
 from attnkern.nn.bert_config import BertConfig
 from attnkern.nn.bert_names import ENCODER, HEADS, TIED, from_google, from_huggingface, neutral, to_google
-from attnkern.nn.tensor_bundle import BundleError, TensorBundle, write_bundle
+from attnkern.nn.tensor_bundle import INTEGERS, STRING, BundleError, Entry, TensorBundle, write_bundle
 
 Model = TypeVar("Model", bound="Checkpointed")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 GOOGLE_CONFIG, GOOGLE_WEIGHTS = "bert_config.json", "bert_model.ckpt"
-OPTIMIZER = ("adam_m", "adam_v", "global_step")
+
+POWERS = ("beta1_power", "beta2_power")  # Adam's
 
 
 class CheckpointError(ValueError):
@@ -66,6 +67,7 @@ class Checkpointed(nn.Module):
 
         Raises:
             ValueError: format is neither of the two.
+            OSError: a file cannot be written.
             ImportError: safetensors is not installed.
         """
         if format not in ("huggingface", "tensorflow"):
@@ -82,7 +84,10 @@ class Checkpointed(nn.Module):
             inside = (*ENCODER, "pooler.")
             tensors = {prefix * name.startswith(inside) + name: tensor.clone() for name, tensor in tensors.items()}
             with written(path / WEIGHTS) as draft:
-                _safetensors().torch.save_file(tensors, draft, {"format": "pt"})
+                try:
+                    _safetensors().torch.save_file(tensors, draft, {"format": "pt"})
+                except _safetensors().SafetensorError as error:
+                    raise OSError(f"{path / WEIGHTS} cannot be written: {error}") from None
         else:
             _write_json(path / GOOGLE_CONFIG, encoder.config.to_google())
             tensors = {to_google(name): tensor.float() for name, tensor in tensors.items()}
@@ -115,8 +120,8 @@ class GoogleFolder:
     def __init__(self, path: Path, prefix: Path):
         self.config = path / GOOGLE_CONFIG
         self._bundle = _checked(TensorBundle, prefix)
-        kept = (name for name in self._bundle.entries if not name.endswith(OPTIMIZER))
-        self.names = {from_google(name): name for name in kept}
+        entries = self._bundle.entries
+        self.names = {from_google(name): name for name in entries if not _is_trainings(name, entries)}
 
     def spell(self, name: str) -> str:
         return to_google(name)
@@ -139,6 +144,18 @@ def _open(path: Path) -> HuggingFaceFolder | GoogleFolder:
         f"{path} must hold {CONFIG} and {WEIGHTS}, or {GOOGLE_CONFIG} and one TensorFlow checkpoint (*.index and its "
         f"data); it has {', '.join(sorted(p.name for p in path.iterdir())[:20]) or 'nothing'}{several}"
     )
+
+
+def _is_trainings(name: str, entries: dict[str, Entry]) -> bool:
+    """Whether a TensorFlow variable is the training's own: a slot of an optimizer, or a number that it keeps.
+
+    A slot's name is a variable's, followed by more ("VARIABLE/Adam_1") and perhaps in a scope. Counters are single
+    integers, and powers, rates and scales are single numbers outside the model's scopes. The object graph is a string.
+    """
+    parts, entry = name.split("/"), entries[name]
+    inside = ("/".join(parts[first:last]) for last in range(len(parts)) for first in range(last))
+    counter = entry.shape == () and (entry.dtype in INTEGERS or not name.startswith(("bert/", "cls/")))
+    return entry.dtype == STRING or counter or parts[-1].startswith(POWERS) or any(part in entries for part in inside)
 
 
 def _prefixes(path: Path) -> list[Path]:

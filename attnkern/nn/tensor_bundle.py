@@ -19,6 +19,7 @@ MAGIC = 0xDB4775248B80FB57
 FOOTER = 48  # two handles of up to 20 bytes, and the magic number
 TRAILER = 5  # of a block: its compression, and its checksum
 DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2"}  # TensorFlow's DataType
+INTEGERS, STRING = (3, 9), 7
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protocol buffers' wire types
 
 

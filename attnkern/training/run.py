@@ -85,6 +85,7 @@ class Run:
             self.history[name].append(number.item() if isinstance(number, Tensor) else number)
 
     def save(self) -> None:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         tensors: dict[str, Tensor] = {}
@@ -94,7 +95,10 @@ class Run:
             state["cuda_rng"] = torch.cuda.get_rng_state()
         metadata = {"state": json.dumps(_without_tensors(state, "", tensors, {}))}
         with written(self.path) as draft:
-            save_file(tensors, draft, metadata)
+            try:
+                save_file(tensors, draft, metadata)
+            except SafetensorError as error:
+                raise OSError(f"{self.path} cannot be written: {error}") from None
 
     def _load(self) -> None:
         from safetensors import SafetensorError, safe_open
