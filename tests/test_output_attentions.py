@@ -68,9 +68,8 @@ def test_no_weights_are_made_that_nobody_asks_for():
 
 def test_sinks_of_each_query():
     query, sinks = torch.randn(2, 4, 5, 8), torch.randn(2, 4, 5, 1)
-    output, weights = huggingface.attention(
-        torch.nn.Identity(), query, query, query, None, is_causal=False, scaling=0.5, sinks=sinks, output_attentions=True
-    )
+    options = {"is_causal": False, "scaling": 0.5, "sinks": sinks, "output_attentions": True}
+    output, weights = huggingface.attention(torch.nn.Identity(), query, query, query, None, **options)
     expected = torch.cat([query @ query.mT * 0.5, sinks], -1).softmax(-1)[..., :-1]
     torch.testing.assert_close(weights, expected)
     torch.testing.assert_close(output, (expected @ query).transpose(1, 2))
