@@ -40,8 +40,9 @@ def register() -> None:
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "transformers":
             raise ImportError("attnkern.huggingface needs transformers: pip install 'attnkern[hf]'") from error
-        reason = f"cannot import transformers: {error}\n(pip install 'attnkern[hf]' brings versions that fit)"
-        raise ImportError(f"attnkern.huggingface {reason}") from error
+        raise ImportError(
+            f"attnkern.huggingface cannot import transformers: {error} (pip install 'attnkern[hf]' brings what fits)"
+        ) from error
 
     # without a mask function of the same name the mask would be None, and padding ignored
     AttentionInterface.register("attnkern", attention)

@@ -12,7 +12,7 @@ from attnkern import huggingface
 from attnkern.architectures import goes_through
 from attnkern.architectures import refusal as stranger
 from attnkern.nn.kinds import Global, Hard, Kind, Local, check_kind, refusal
-from attnkern.nn.multihead import MultiheadAttention
+from attnkern.nn.multihead import MultiheadAttention, is_called, keep_off_fast_path
 
 FORMER = "_attnkern_former"  # where a module keeps what the swap changed
 ABSENT = ...
@@ -99,9 +99,12 @@ def restore_attention(model: nn.Module) -> None:
             continue
         _reset(module)
         if isinstance(module, MultiheadAttention):
-            vars(module).pop("hard", None)
+            vars(module).pop("_last", None)
             if "attention" not in vars(module):
-                module.__class__ = nn.MultiheadAttention
+                module.__class__ = _as_torch_s(type(module))
+                hooks = module._forward_pre_hooks
+                for number in [number for number, hook in hooks.items() if hook is is_called]:
+                    del hooks[number]
 
 
 def _check_module(model: nn.Module) -> None:
@@ -119,11 +122,20 @@ def _swap_multihead(name: str, module: nn.MultiheadAttention, attention: Kind, r
         return
     former = module.attention if isinstance(module, MultiheadAttention) else "torch.nn.MultiheadAttention"
     report.swapped.append((name, str(former), str(attention)))
-    vars(module).pop("hard", None)
-    # the flag keeps nn.TransformerEncoderLayer off its fast path: see MultiheadAttention
-    _set(module, attention=attention, _qkv_same_embed_dim=False)
+    vars(module).pop("_last", None)
+    _set(module, attention=attention)
     if type(module) is nn.MultiheadAttention:
         module.__class__ = MultiheadAttention
+        keep_off_fast_path(module)
+
+
+def _as_torch_s(ours: type[MultiheadAttention]) -> type[nn.MultiheadAttention]:
+    """The class of a module before the swap: torch's, or what a parametrization since then made of ours, of torch's."""
+    if ours is MultiheadAttention:
+        return nn.MultiheadAttention
+    bases = tuple(nn.MultiheadAttention if base is MultiheadAttention else base for base in ours.__bases__)
+    own = {name: value for name, value in vars(ours).items() if name not in ("__dict__", "__weakref__")}
+    return type(ours)(ours.__name__, bases, own)
 
 
 def _set(module: nn.Module, **attributes) -> None:
