@@ -202,8 +202,10 @@ def _position(module: nn.Module, query: Tensor) -> int | Tensor:
 
 def _records_attentions() -> bool:
     """Whether a model around is collecting weights: some, like GPT-2, do not say so to their attention."""
-    from transformers.utils.output_capturing import _active_collector
-
+    try:
+        from transformers.utils.output_capturing import _active_collector
+    except ImportError:  # transformers before it tells every attention
+        return False
     return any(name.endswith("attentions") for name in _active_collector.get() or ())
 
 
