@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from attnkern import huggingface
+from attnkern.architectures import goes_through
+from attnkern.architectures import refusal as stranger
 from attnkern.nn.kinds import Global, Hard, Kind, Local, check_kind, refusal
-from attnkern.nn.multihead import MultiheadAttention
+from attnkern.nn.multihead import MultiheadAttention, is_called, keep_off_fast_path
 
 FORMER = "_attnkern_former"  # where a module keeps what the swap changed
 ABSENT = ...
@@ -97,9 +99,12 @@ def restore_attention(model: nn.Module) -> None:
             continue
         _reset(module)
         if isinstance(module, MultiheadAttention):
-            vars(module).pop("hard", None)
+            vars(module).pop("_last", None)
             if "attention" not in vars(module):
-                module.__class__ = nn.MultiheadAttention
+                module.__class__ = _as_torch_s(type(module))
+                hooks = module._forward_pre_hooks
+                for number in [number for number, hook in hooks.items() if hook is is_called]:
+                    del hooks[number]
 
 
 def _check_module(model: nn.Module) -> None:
@@ -117,11 +122,20 @@ def _swap_multihead(name: str, module: nn.MultiheadAttention, attention: Kind, r
         return
     former = module.attention if isinstance(module, MultiheadAttention) else "torch.nn.MultiheadAttention"
     report.swapped.append((name, str(former), str(attention)))
-    vars(module).pop("hard", None)
-    # the flag keeps nn.TransformerEncoderLayer off its fast path: see MultiheadAttention
-    _set(module, attention=attention, _qkv_same_embed_dim=False)
+    vars(module).pop("_last", None)
+    _set(module, attention=attention)
     if type(module) is nn.MultiheadAttention:
         module.__class__ = MultiheadAttention
+        keep_off_fast_path(module)
+
+
+def _as_torch_s(ours: type[MultiheadAttention]) -> type[nn.MultiheadAttention]:
+    """The class of a module before the swap: torch's, or what a parametrization since then made of ours, of torch's."""
+    if ours is MultiheadAttention:
+        return nn.MultiheadAttention
+    bases = tuple(nn.MultiheadAttention if base is MultiheadAttention else base for base in ours.__bases__)
+    own = {name: value for name, value in vars(ours).items() if name not in ("__dict__", "__weakref__")}
+    return type(ours)(ours.__name__, bases, own)
 
 
 def _set(module: nn.Module, **attributes) -> None:
@@ -158,33 +172,67 @@ def _swap_pretrained(name: str, model: nn.Module, attention: Kind, report: SwapR
         report.skipped.append((name, "Hugging Face's config has place for a window, not for a centre or sigma"))
         return
     huggingface.register()
-    configs = list({id(m.config): m.config for m in model.modules() if _is_pretrained(m)}.values())
-    former = _implementations(model.config)
-    windows = [(config, vars(config).get("attnkern_window")) for config in configs]
     chosen = "attnkern_local" if isinstance(attention, Local) else "attnkern"
-    model.set_attn_implementation(chosen)
-    if model.config._attn_implementation != chosen:
-        report.skipped.append((name, f"{type(model).__name__} does not go through transformers' AttentionInterface"))
-        return
-    vars(model).setdefault(FORMER, (former, windows))
-    if isinstance(attention, Local):
+    for part, module, configs in _parts(name, model):
+        if configs is None:
+            report.skipped.append((part, stranger(type(module))))
+            continue
+        former = _implementations(module.config) if len(configs) > 1 else module.config._attn_implementation
+        vars(module).setdefault(
+            FORMER, [(config, config._attn_implementation, vars(config).get("attnkern_window")) for config in configs]
+        )
         for config in configs:
-            config.attnkern_window = attention.window
-        chosen = f"{chosen}, {attention}"
-    report.swapped.append((name, str(former), chosen))
+            config._attn_implementation = {"": chosen}  # a dict: of this config alone
+            if isinstance(attention, Local):
+                config.attnkern_window = attention.window
+        now = f"{chosen}, {attention}" if isinstance(attention, Local) else chosen
+        report.swapped.append((part, str(former), now))
+
+
+def _parts(name: str, model: nn.Module) -> list[tuple[str, nn.Module, list | None]]:
+    """The parts of a model that are changed or skipped as one, named, with their configs, or None to be skipped.
+
+    The whole model, if all its attention goes through transformers' interface; else what has a config of its own.
+    """
+    models = [(f"{name}.{inner}".strip("."), m) for inner, m in model.named_modules() if _is_pretrained(m)]
+    through = {}  # of each config: False if some attention does not, None if there is none
+    for _, module in models:
+        verdicts = goes_through(type(module)), through.get(id(module.config))
+        through[id(module.config)] = False if False in verdicts else (True if True in verdicts else None)
+    if False not in through.values() and True in through.values():
+        configs = {id(config): config for _, module in models for config in _configs(module.config)}
+        return [(name, model, list(configs.values()))]
+
+    parts, seen = [], set()
+    for part, module in models:
+        config = module.config
+        if id(config) in seen:
+            continue
+        seen.add(id(config))
+        if through[id(config)]:
+            own = [inner for inner in _configs(config) if inner is config or id(inner) not in through]
+            parts.append((part, module, own))
+        elif through[id(config)] is False or module is model and True not in through.values():
+            parts.append((part, module, None))
+    return parts
+
+
+def _configs(config) -> list:
+    """A config and those inside it."""
+    inner = [part for part in (getattr(config, name, None) for name in config.sub_configs) if part is not None]
+    return [config, *(each for part in inner for each in _configs(part))]
 
 
 def _implementations(config) -> str | dict:
-    """The implementation of a config, or of each part, as `set_attn_implementation` takes it."""
+    """The implementation of a config, or of each part."""
     parts = {name: getattr(config, name, None) for name in config.sub_configs}
     inner = {name: _implementations(part) for name, part in parts.items() if part is not None}
     return {"": config._attn_implementation, **inner} if inner else config._attn_implementation
 
 
 def _restore_pretrained(model: nn.Module) -> None:
-    former, windows = vars(model).pop(FORMER)
-    model.set_attn_implementation(former)
-    for config, window in windows:
+    for config, implementation, window in vars(model).pop(FORMER):
+        config._attn_implementation = {"": implementation}
         vars(config).pop("attnkern_window", None)
         if window is not None:
             config.attnkern_window = window

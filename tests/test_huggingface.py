@@ -357,11 +357,46 @@ def test_without_transformers(monkeypatch):
 
     def missing(name, *args, **kwargs):
         if name.split(".")[0] == "transformers":
-            raise ImportError(name)
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(ImportError, match=r"pip install 'attnkern\[hf\]'"):
+    with pytest.raises(ImportError, match=r"needs transformers: pip install 'attnkern\[hf\]'"):
+        huggingface.register()
+
+
+@pytest.mark.parametrize(
+    "error",
+    (
+        ImportError("cannot import name 'Mutex' from 'tokenizers'", name="tokenizers"),
+        ModuleNotFoundError("No module named 'regex'", name="regex"),
+        ImportError("cannot import name 'AttentionInterface' from 'transformers'", name="transformers"),
+    ),
+)
+def test_another_failure_of_the_import_is_shown(monkeypatch, error):
+    real = builtins.__import__
+
+    def broken(name, *args, **kwargs):
+        if name == "transformers":
+            raise error
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    with pytest.raises(ImportError, match=str(error)) as caught:
+        huggingface.register()
+    assert "needs transformers" not in str(caught.value) and caught.value.__cause__ is error
+
+
+def test_a_fault_inside_transformers_is_its_own(monkeypatch):
+    real = builtins.__import__
+
+    def broken(name, *args, **kwargs):
+        if name == "transformers":
+            raise OSError("disk")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", broken)
+    with pytest.raises(OSError, match="disk"):
         huggingface.register()
 
 

@@ -529,12 +529,12 @@ def test_transformer_stacks(stack, batch_first, norm_first, training):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor", "ignore:The PyTorch API of nested")
 @pytest.mark.parametrize("batch_first", (True, False))
 def test_encoder_in_evaluation_really_computes_local(batch_first):
     layer = nn.TransformerEncoderLayer(EMBED, 2, 16, 0.1, batch_first=batch_first)
     layer.self_attn = MultiheadAttention(EMBED, 2, batch_first=batch_first, attention=Local((1, 0)))
-    with pytest.warns(UserWarning, match="enable_nested_tensor"):
-        ours = nn.TransformerEncoder(layer, 2).eval()
+    ours = nn.TransformerEncoder(layer, 2).eval()
     theirs = nn.TransformerEncoder(
         nn.TransformerEncoderLayer(EMBED, 2, 16, 0.1, batch_first=batch_first), 2, enable_nested_tensor=False
     ).eval()
@@ -544,6 +544,14 @@ def test_encoder_in_evaluation_really_computes_local(batch_first):
         recorder = recorded(ours, source)
         torch.testing.assert_close(ours(source), theirs(source, mask=band(6, 6, 1, 0)))
         assert not torch.allclose(ours(source), theirs(source), atol=1e-3)
+        # where torch's encoder packs a padded batch into a nested tensor
+        padding = torch.tensor([[False] * 6, [False] * 4 + [True] * 2])
+        found = ours(source, src_key_padding_mask=padding)
+        found, source = (found, source) if batch_first else (found.transpose(0, 1), source.transpose(0, 1))
+        for sentence, words, length in zip(found, source, (6, 4)):
+            alone = words[None, :length] if batch_first else words[:length, None]
+            expected = theirs(alone, mask=band(length, length, 1, 0)).view(length, EMBED)
+            torch.testing.assert_close(sentence[:length], expected)
     assert recorder.count("softmax_attention") == 2
     assert recorder.arguments("softmax_attention")[11:13] == (1, 0)
 

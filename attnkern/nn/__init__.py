@@ -12,9 +12,10 @@ from attnkern.nn.bert_heads import (
 )
 from attnkern.nn.checkpoints import CheckpointError
 from attnkern.nn.decoding import beam_search, greedy
+from attnkern.nn.draws import hard_attentions
 from attnkern.nn.kinds import Global, Hard, Local
 from attnkern.nn.luong import LuongAttention, LuongDecoder, LuongSeq2Seq
-from attnkern.nn.multihead import MultiheadAttention, hard_attentions
+from attnkern.nn.multihead import MultiheadAttention
 from attnkern.nn.position import LearnedPosition, RelativePositionBias, SinusoidalPosition
 from attnkern.nn.transformer import Transformer, warm_up
 from attnkern.nn.wordpiece import WordPiece

@@ -8,10 +8,19 @@ from torch import Tensor, nn
 
 from attnkern.api import global_attention, local_attention
 from attnkern.nn.center import PredictedCenter
+from attnkern.nn.draws import LastDraws, shares
 from attnkern.nn.kinds import Global, Hard, Kind, Local, attend_hard, check_kind, predicts_center, refusal
 from attnkern.results import AuxRequest, HardAttention
 
 GLOBAL = Global()
+
+
+class ShapeError(ValueError, RuntimeError):
+    """A shape that torch's module refuses with RuntimeError."""
+
+
+class DtypeError(TypeError, RuntimeError):
+    """A dtype that torch's module refuses with RuntimeError."""
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -43,7 +52,7 @@ class MultiheadAttention(nn.MultiheadAttention):
     """
 
     backend: str | None = None
-    hard: HardAttention | None = None
+    _last: LastDraws | None = None
 
     def __init__(
         self,
@@ -72,6 +81,11 @@ class MultiheadAttention(nn.MultiheadAttention):
             raise ValueError(reason)
         self.attention = attention
         self.backend = backend
+        keep_off_fast_path(self)
+
+    @property
+    def hard(self) -> HardAttention | None:
+        return None if self._last is None else self._last.draws
 
     def forward(
         self,
@@ -99,6 +113,8 @@ class MultiheadAttention(nn.MultiheadAttention):
             Output shaped like `query`, and the weights, after dropout, or None. With `Hard` the weights
             are the share of draws that fell on each key.
         """
+        if self._may_be_nested(query, key, value, key_padding_mask, attn_mask, need_weights):
+            return self._forward_nested(query), None
         batched = F._mha_shape_check(query, key, value, key_padding_mask, attn_mask, self.num_heads)
         self._check(query, key, value, attn_mask, is_causal)
         q, k, v = (self._split_heads(x) for x in self._project(query, key, value))
@@ -144,10 +160,31 @@ class MultiheadAttention(nn.MultiheadAttention):
             raise AssertionError(f"was expecting embedding dimension of {self.embed_dim}, but got {query.shape[-1]}")
         if self.in_proj_weight is not None and key.shape != value.shape:
             raise AssertionError(f"key shape {key.shape} does not match value shape {value.shape}")
+        separate = () if self.in_proj_weight is not None else (("key", key, self.kdim), ("value", value, self.vdim))
+        for name, tensor, width in separate:
+            if tensor.shape[-1] != width:
+                raise AssertionError(f"was expecting {name} dimension of {width}, but got {tensor.shape[-1]}")
+        batch = 0 if self.batch_first else 1
+        if query.dim() == 3 and key.shape[batch] != query.shape[batch]:
+            raise ShapeError(f"key must have the batch size of query, {query.shape[batch]}, got {key.shape[batch]}")
         if key.shape[:-1] != value.shape[:-1]:
             raise AssertionError(
                 f"key's sequence and batch dims {key.shape[:-1]} do not match value's {value.shape[:-1]}"
             )
+
+    def _may_be_nested(self, query, key, value, key_padding_mask, attn_mask, need_weights) -> bool:
+        """Whether this is nested self-attention as a torch.nn.TransformerEncoder in evaluation asks for it."""
+        plain = query.is_nested and query is key is value and key_padding_mask is None and attn_mask is None
+        wants_grad = torch.is_grad_enabled() and (query.requires_grad or self.out_proj.weight.requires_grad)
+        return plain and self.batch_first and not (need_weights or self.training or wants_grad)
+
+    def _forward_nested(self, nested: Tensor) -> Tensor:
+        lengths = [sentence.shape[0] for sentence in nested.unbind()]
+        padded = nested.to_padded_tensor(0.0)
+        position = torch.arange(padded.shape[1], device=padded.device)
+        padding = position >= torch.tensor(lengths, device=padded.device)[:, None]
+        output, _ = self.forward(padded, padded, padded, padding, need_weights=False)
+        return torch.nested.as_nested_tensor([row[:length] for row, length in zip(output, lengths)])
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Query, key and value `(..., E)` in the inputs' layout; one product for those that are one tensor."""
@@ -204,7 +241,11 @@ class MultiheadAttention(nn.MultiheadAttention):
         # torch's own conversion to additive masks, with its errors and warnings
         other = {"other_type": F._none_or_dtype(attn_mask), "other_name": "attn_mask", "target_type": query.dtype}
         additive = (F._canonical_mask(mask, name, **other) for name, mask in masks.items())
-        return reduce(torch.add, (F.pad(mask, (0, appended)) for mask in additive))
+        mask = reduce(torch.add, (F.pad(mask, (0, appended)) for mask in additive))
+        wide = torch.promote_types(mask.dtype, query.dtype)
+        if wide not in (torch.float32, query.dtype):
+            raise DtypeError(f"{' and '.join(masks)} must be bool, float32 or {query.dtype}, got {mask.dtype}")
+        return mask if mask.dtype == torch.float32 else mask.to(wide)
 
     def _attend(self, query, key, value, mask, is_causal, wanted, center, **packing) -> tuple[Tensor, Tensor | None]:
         options = {
@@ -224,50 +265,21 @@ class MultiheadAttention(nn.MultiheadAttention):
 
     def _attend_hard(self, query, key, value, mask, is_causal, wanted, **packing) -> tuple[Tensor, Tensor | None]:
         options = {"is_causal": is_causal, "backend": self.backend, **packing}
-        output, self.hard = attend_hard(self.attention, self.training, query, key, value, mask, **options)
-        return output, _shares(self.hard.index, key.shape[2], wanted, query.dtype) if wanted else None
+        output, draws = attend_hard(self.attention, self.training, query, key, value, mask, **options)
+        self._last = LastDraws(draws)
+        return output, shares(draws.index, key.shape[2], wanted, query.dtype) if wanted else None
 
-    def _reset_parameters(self) -> None:
-        # torch's __init__ ends here. The flag tells it which weights there are; False from then on keeps
-        # nn.TransformerEncoderLayer off its fast path, which would compute softmax without calling us
-        self._qkv_same_embed_dim = self.in_proj_weight is not None
-        super()._reset_parameters()
-        self._qkv_same_embed_dim = False
-
-    def __getstate__(self) -> dict:
-        # the last draws belong to a graph: neither copied nor pickled
-        return {name: value for name, value in self.__dict__.items() if name != "hard"}
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise RuntimeError(
+            "attnkern.nn.MultiheadAttention cannot be scripted: use torch.compile, torch.export or torch.jit.trace, or "
+            "attnkern.restore_attention(model) before torch.jit.script"
+        )
 
 
-def hard_attentions(model: nn.Module, copies: int | None = None) -> list[HardAttention]:
-    """The results of the last forward of every `MultiheadAttention` in a model that computes `Hard`, for estimators.
-
-    Args:
-        copies: the batch holds this many copies of each example, `x.repeat(copies, ...)`: results get a leading
-            dimension of copies, `(copies, B, H, Lq, ...)`, as `num_samples` gives.
-
-    Raises:
-        ValueError: there is none, one has not run, or its batch is not that many copies or has several draws each.
-    """
-    layers = [module for module in model.modules() if isinstance(getattr(module, "attention", None), Hard)]
-    found = [layer.hard for layer in layers if layer.hard is not None]
-    if not layers or len(found) < len(layers):
-        raise ValueError(f"model must hold hard attention that has run, got {len(layers)} layers, {len(found)} run")
-    if copies is None:
-        return found
-    for hard in found:
-        if hard.score.dim() == 4 or hard.score.shape[0] % copies:
-            raise ValueError(f"copies must divide a batch of single draws, got {copies} of {tuple(hard.score.shape)}")
-    return [HardAttention(*(part.unflatten(0, (copies, -1)) for part in hard)) for hard in found]
+def keep_off_fast_path(module: nn.Module) -> None:
+    """In evaluation nn.TransformerEncoderLayer would compute softmax without calling a module that has no hooks."""
+    module.register_forward_pre_hook(is_called)
 
 
-def _shares(index: Tensor, len_k: int, wanted: str, dtype: torch.dtype) -> Tensor:
-    """Share of the draws `([S,] N, H, Lq)` on each key: `(N, H, Lq, Lk)`, or their mean `(N, Lq, Lk)`."""
-    index = index.view(-1, *index.shape[-3:]).permute(1, 2, 3, 0)  # (N, H, Lq, S)
-    if wanted == "mean":
-        index = index.transpose(1, 2).flatten(-2)
-    counts = torch.zeros(*index.shape[:-1], len_k + 1, device=index.device)
-    one = counts.new_ones(()).expand(index.shape)
-    # the last column takes the draws of queries with nothing to look at
-    counts.scatter_add_(-1, torch.where(index < 0, len_k, index), one)
-    return counts[..., :len_k].to(dtype) / index.shape[-1]
+def is_called(module: nn.Module, inputs: tuple) -> None:
+    """A hook that does nothing: see keep_off_fast_path."""
