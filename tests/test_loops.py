@@ -85,6 +85,23 @@ def test_counters_are_read_and_compared(monkeypatch):
     assert moved.measured == 529384 and moved.relative == 529384 / mac.count(PROBLEM).bytes - 1
 
 
+def test_counters_leave_the_clock_alone(monkeypatch):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        command[command.index("--log-file") + 1].write_text(REPORT)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(counters, "missing", lambda problem: None)
+    monkeypatch.setattr(counters, "tool", lambda name: name)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr("attnkern.backends.triton.INTERPRETED", False)
+    counters.read(PROBLEM, backend="triton")
+    (command,) = commands
+    assert command[0] == "ncu" and command[command.index("--clock-control") + 1] == "none"
+
+
 @pytest.mark.parametrize("text, message", [("", "no table"), (REPORT.replace("1,000", "n/a"), "no dram__bytes.sum")])
 def test_counters_that_cannot_be_read(text, message):
     with pytest.raises(ValueError, match=message):
@@ -95,7 +112,7 @@ def test_what_the_counters_need(monkeypatch):
     assert "GPU" in counters.missing(Problem(len_q=64))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert "float32" in counters.missing(Problem(len_q=64, device="cuda"))
-    monkeypatch.setattr(counters, "_ncu", lambda: None)
+    monkeypatch.setattr(counters, "tool", lambda name: None)
     assert "ncu is not in PATH" in counters.missing(PROBLEM)
     with pytest.raises(RuntimeError, match="ncu"):
         counters.read(PROBLEM)
