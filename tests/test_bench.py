@@ -79,7 +79,7 @@ def fails(capsys, *arguments: str) -> str:
 def test_a_right_answer_is_timed(row):
     """By every backend and every peer there is."""
     found = measured(row)
-    assert len(found) > (row.kind != "matmul")
+    assert len(found) > (row.kind != "matmul" and not row.dropout_p)
     for result in found.values():
         assert result.error is None, (result.impl, result.error)
         assert 0 < result.ms["p20"] <= result.ms["median"] <= result.ms["p80"]
