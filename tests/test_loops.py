@@ -63,7 +63,7 @@ def test_kernels_of_ours_are_named_in_full(template):
 
 
 def test_rates_are_those_of_the_chip():
-    """2048 MACs of 16-bit numbers a clock and multiprocessor, by NVIDIA's data sheet: 990 TFLOP/s of 132 at 1.83 GHz."""
+    """2048 16-bit MACs a clock and multiprocessor, by the data sheet: 990 TFLOP/s of 132 at 1.83 GHz."""
     rate = machine_code.MACS_PER_CLOCK * machine_code.QUARTERS
     assert rate * 2 * 132 * 1.83e9 == pytest.approx(990e12, rel=0.01)
 
