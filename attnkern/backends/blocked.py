@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnkern.backends import banded, centered, online, sampler, sdpa, sequences, simpler, sparse, unnormalised
 from attnkern.backends.online import FAR
-from attnkern.backends.tiles import NEG_INF, Block, Tile, blocks
+from attnkern.backends.tiles import NEG_INF, Block, Tile, blocks, is_far
 from attnkern.problem import Gradients, Inputs, Problem, new_output
 
 mac = unnormalised.forward
@@ -73,10 +73,11 @@ def weights(problem: Problem, inputs: Inputs, lse: Tensor) -> Tensor:
     shape = (problem.batch, 1 if mean else problem.heads, problem.len_q, problem.len_k)
     result = inputs.query.new_zeros(shape, dtype=problem.compute_dtype if mean else problem.dtype)
     for block in _walk(problem, inputs):
-        row_lse = _finite(block.take_rows(lse))
-        for keys in block.key_tiles():
+        tiles = list(block.key_tiles())
+        softmax = _Softmax(block, tiles, lse)
+        for keys in tiles:
             tile = block.tile(keys)
-            part = tile.weights(row_lse)
+            part = softmax.weights(tile)
             if (factor := tile.factor()) is not None:
                 part *= factor
             part = block.as_heads(part)
@@ -167,7 +168,8 @@ class _RowTerms:
         def rows(tensor):
             return None if tensor is None else block.take_rows(tensor)
 
-        self.lse = _finite(rows(lse))
+        self.softmax = _Softmax(block, tiles, lse)
+        self.lse = self.softmax.lse
         self.grad_output = rows(grad_output)
         self.grad_weights = grad_weights
         self.row = 0.0 if row is None else rows(row).unsqueeze(-1)
@@ -187,7 +189,7 @@ class _RowTerms:
     def _add_to_mean(self, tile: Tile) -> None:
         """Adds the tile's share of `sum_j p_j g_j` to what is subtracted from g."""
         gradient, _ = self._weight_gradient(tile)
-        self.row = self.row + (tile.weights(self.lse) * gradient).sum(-1, keepdim=True)
+        self.row = self.row + (self.softmax.weights(tile) * gradient).sum(-1, keepdim=True)
 
     def score_gradient(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Weights after dropout and Gaussian, and dS."""
@@ -195,8 +197,8 @@ class _RowTerms:
         gradient, factor = self._weight_gradient(tile)
         surprise = None
         if self.entropy is not None:
-            surprise = (tile.scores - self.lse.unsqueeze(-1)).clamp_(min=FAR).mul_(self.entropy)
-        weights = tile.weights(self.lse)
+            surprise = self.softmax.logarithms(tile).clamp_(min=FAR).mul_(self.entropy)
+        weights = self.softmax.weights(tile)
         final = weights if factor is None else weights * factor
         if gradient is None:  # and there is no value whose gradient needs the weights
             return final, weights.mul_(-self.row if surprise is None else surprise.neg_().sub_(self.row))
@@ -234,6 +236,23 @@ def _walk(problem: Problem, inputs: Inputs) -> Iterator[Block]:
     return centered.blocks(problem, inputs) if problem.center else blocks(problem, inputs)
 
 
-def _finite(lse: Tensor) -> Tensor:
-    """The weights of an empty row come out 0: its scores are all -inf."""
-    return torch.where(lse == NEG_INF, 0.0, lse)
+class _Softmax:
+    """A block's weights, from its rows' lse; where that has lost the logarithm of a sum, the sums are taken again."""
+
+    def __init__(self, block: Block, tiles: list[tuple[int, int]], lse: Tensor):
+        lse = block.take_rows(lse)
+        self.lse = torch.where(lse == NEG_INF, 0.0, lse)  # an empty row's weights come out 0: its scores are all -inf
+        self._total = None
+        if block.problem.mask == "float" and is_far(self.lse):
+            parts = [block.tile(keys).weights(self.lse).sum(-1, keepdim=True) for keys in tiles]
+            self._total = online.nonzero(sum(parts))
+
+    def weights(self, tile: Tile) -> Tensor:
+        """Before dropout; reuses the scores' memory."""
+        weights = tile.weights(self.lse)
+        return weights if self._total is None else weights.div_(self._total)
+
+    def logarithms(self, tile: Tile) -> Tensor:
+        """Of the weights."""
+        found = tile.scores - self.lse.unsqueeze(-1)
+        return found if self._total is None else found.sub_(self._total.log())

@@ -15,6 +15,7 @@ from attnkern.problem import UNLIMITED, Inputs, Problem
 
 LOG2E = math.log2(math.e)
 NEG_INF = float("-inf")
+FARTHEST_LSE = 1024.0  # whose rounding is nothing beside a weight's
 
 ROWS = 128  # queries of one block
 MOST_ROWS = 1024  # where few heads leave room in the cache
@@ -211,7 +212,10 @@ class Tile:
         return self.block.gaussian(self.keys)
 
     def weights(self, lse: Tensor) -> Tensor:
-        """Softmax weights given the rows' (finite) lse, before dropout; reuses the scores' memory."""
+        """Softmax weights given the rows' (finite) lse, before dropout; reuses the scores' memory.
+
+        Their sums are 1 but for the rounding of lse; see `is_far`.
+        """
         # no weight exceeds 1, however the rounding of a huge score falls
         return exp_(self.scores.sub_(lse.unsqueeze(-1)).clamp_(max=0))
 
@@ -225,6 +229,14 @@ class Tile:
         if mask.dtype == torch.bool:
             return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, NEG_INF)
         return mask.to(dtype)
+
+
+def is_far(lse: Tensor) -> bool:
+    """Whether some row lies so far out, as a mask's -1e9 puts it, that its lse has lost the logarithm of its sum.
+
+    One that overflowed, or is NaN, is far as well.
+    """
+    return not lse.masked_fill(lse == NEG_INF, 0.0).abs().amax().item() <= FARTHEST_LSE
 
 
 def exp_(x: Tensor) -> Tensor:
