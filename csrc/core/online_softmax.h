@@ -22,7 +22,8 @@ DEVICE void clamp_infinite(float (&scores)[Count], float (&top)[2], float unit) 
     for (int row = 0; row < 2; ++row) top[row] = fminf(top[row], largest);
 }
 
-constexpr float FAR = -1e4f;  // 2 to the FAR is 0, and 0 * FAR is not NaN
+constexpr float FARTHEST_LSE = 1024;  // whose rounding is nothing beside a weight's
+constexpr float FAR = -1e4f;          // 2 to the FAR is 0, and 0 * FAR is not NaN
 
 // Over the four lanes that share a row.
 DEVICE float sum_of_four(float value) {

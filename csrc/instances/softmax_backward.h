@@ -25,7 +25,14 @@ void run(const SoftmaxBackwardCall& call) {
     rows.entropy = reinterpret_cast<const float*>(call.entropy);
     rows.lse_out = reinterpret_cast<float*>(call.row_space);
     rows.row_out = rows.lse_out + heads * padded;
-    rows.entropy_out = HasOutput ? nullptr : rows.row_out + heads * padded;
+    float* const third = rows.row_out + heads * padded;
+    rows.entropy_out = HasOutput ? nullptr : third;
+    rows.base_out = HasOutput ? third : nullptr;
+    rows.query = rows_of(call.query);
+    rows.key = rows_of(call.key);
+    rows.head_width = static_cast<int>(call.query.sizes[3]);
+    rows.scores = scores_of(call.scores, call.centers);
+    rows.extras = extras_of(call.extras);
     rows.padded_rows = static_cast<int>(padded);
     rows.width = static_cast<int>(call.output.sizes[3]);
     rows.shape = shape;
@@ -50,11 +57,12 @@ void run(const SoftmaxBackwardCall& call) {
     params.lse = rows.lse_out;
     params.row = rows.row_out;
     params.entropy = rows.entropy_out;
+    params.base = rows.base_out;
     params.grad_query = reinterpret_cast<float*>(call.query_space);
     params.padded_rows = static_cast<int>(padded);
     params.shape = shape;
-    params.scores = scores_of(call.scores, call.centers);
-    params.extras = extras_of(call.extras);
+    params.scores = rows.scores;
+    params.extras = rows.extras;
     params.tiling = tiling;
     launch_persistent<Kernel>(params, call.stream);
 

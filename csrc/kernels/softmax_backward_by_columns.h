@@ -10,10 +10,12 @@ namespace kernels {
 
 // HasExtras: a soft cap, mask or dropout may be there; with learned centres a soft cap.
 template <class T, int Width, int Rows, core::Sight Seen, bool HasOutput, bool HasExtras>
-struct SoftmaxBackwardByColumns : core::KeyTiles<Width, Rows, 64, 1, Seen, HasOutput> {
+struct SoftmaxBackwardByColumns
+    : core::KeyTiles<Width, Rows, 64, 1, Seen, HasOutput, HasExtras && Seen == core::Sight::WINDOW> {
     using Params = SoftmaxBackwardParams;
-    using Base = core::KeyTiles<Width, Rows, 64, 1, Seen, HasOutput>;
-    using Base::ALL_CONSUMERS, Base::GROUP, Base::GROUPS, Base::GRAD_OUTPUTS, Base::KEY, Base::KEYS, Base::LSE;
+    static constexpr bool HAS_BASE = HasExtras && Seen == core::Sight::WINDOW;  // with learned centres is no mask
+    using Base = core::KeyTiles<Width, Rows, 64, 1, Seen, HasOutput, HAS_BASE>;
+    using Base::ALL_CONSUMERS, Base::GROUP, Base::GROUPS, Base::GRAD_OUTPUTS, Base::KEY, Base::KEYS;
     using Base::grad_output_ring, Base::key_ring, Base::params, Base::query_ring, Base::shared;
     using Base::OWN, Base::QUERIES, Base::ROW, Base::SQUARE_BYTES, Base::SQUARES, Base::STAGES, Base::VALUE;
     using typename Base::Key, typename Base::Query, typename Base::Work;
@@ -78,8 +80,8 @@ struct SoftmaxBackwardByColumns : core::KeyTiles<Width, Rows, 64, 1, Seen, HasOu
                 const core::Extras<T> extras(params.extras, shape, work.batch, head);
                 const int first_query = block * Rows + own_row;
                 const Place place{first_query + core::fragment_column(), work.keys.begin + core::fragment_row()};
-                uint32_t kept = 0;  // by dropout: a bit for every register
-                float gaussian[OWN_ROWS / 2];
+                uint32_t kept = 0;                                   // by dropout: a bit for every register
+                float gaussian[OWN_ROWS / 2], slopes[OWN_ROWS / 2];  // of the Gaussian and the soft cap
                 UNROLL
                 for (int i = 0; i < OWN_ROWS / 2; ++i) gaussian[i] = 1;
                 auto factor = [&](int i) {
@@ -92,6 +94,7 @@ struct SoftmaxBackwardByColumns : core::KeyTiles<Width, Rows, 64, 1, Seen, HasOu
                     around.for_each_by_key(scores, place.first_query, place.first_key,
                                            [&](int i, const core::Center& center, int key) {
                                                scores[i] = extras.capped(scores[i] * params.scores.scale);
+                                               slopes[i] = extras.slope(scores[i]);
                                                if (key < center.begin || key >= center.end)
                                                    scores[i] = -INFINITY;
                                                else if (around.inside())
@@ -102,10 +105,16 @@ struct SoftmaxBackwardByColumns : core::KeyTiles<Width, Rows, 64, 1, Seen, HasOu
                 } else {
                     if constexpr (HasExtras) {
                         UNROLL
-                        for (int i = 0; i < OWN_ROWS / 2; ++i)
-                            scores[i] = extras.score(scores[i] * params.scores.scale, place.query(i), place.key(i));
+                        for (int i = 0; i < OWN_ROWS / 2; ++i) {
+                            const float capped = extras.capped(scores[i] * params.scores.scale);
+                            slopes[i] = extras.slope(capped);
+                            scores[i] = extras.biased(capped, place.query(i), place.key(i));
+                        }
                     }
                     this->mask(scores, work.keys.begin, first_query);
+                    if constexpr (HAS_BASE)
+                        this->for_each_row(scores, Base::BASE, stage.stage, own_row,
+                                           [&](int i, float base) { scores[i] -= base; });
                 }
                 this->weigh(scores, grad_weights, unit, stage.stage, own_row);
                 if constexpr (HasOutput) {
@@ -138,20 +147,16 @@ struct SoftmaxBackwardByColumns : core::KeyTiles<Width, Rows, 64, 1, Seen, HasOu
                 this->for_each_row(scores, ROW, HasOutput ? 0 : stage.stage, own_row, [&](int i, float row) {
                     grad_weights[i] = scores[i] * (grad_weights[i] * factor(i) - row);
                 });
-                const bool biased = CENTERED && around.inside();
-                if (biased)
+                if (CENTERED && around.inside())
                     around.add_gradients(scores, place.first_query, place.first_key,
                                          [&](int i) { return grad_weights[i]; });
                 if constexpr (HasExtras) {
-                    this->for_each_row(scores, LSE, stage.stage, own_row, [&](int i, float lse) {
+                    UNROLL
+                    for (int i = 0; i < OWN_ROWS / 2; ++i) {
                         if (!CENTERED && extras.options.mask_gradient)
                             extras.add_gradient(grad_weights[i], place.query(i), place.key(i));
-                        if (grad_weights[i] != 0 && extras.caps()) {  // then the weight is not 0, and gives the score
-                            float score = (ptx::log2_approximate(scores[i]) + lse) * core::LN2;
-                            if (biased) score -= around.bias(around.of(place.query(i)), place.key(i));
-                            grad_weights[i] *= extras.slope(score, place.query(i), place.key(i));
-                        }
-                    });
+                        grad_weights[i] *= slopes[i];
+                    }
                 }
                 core::pack_all<T>(packed, grad_weights);
                 core::store_packed<Weights>(grad_scores, 0, packed, own_row);
