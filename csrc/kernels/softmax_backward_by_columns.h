@@ -15,7 +15,7 @@ struct SoftmaxBackwardByColumns
     using Params = SoftmaxBackwardParams;
     static constexpr bool HAS_BASE = HasExtras && Seen == core::Sight::WINDOW;  // with learned centres is no mask
     using Base = core::KeyTiles<Width, Rows, 64, 1, Seen, HasOutput, HAS_BASE>;
-    using Base::ALL_CONSUMERS, Base::GROUP, Base::GROUPS, Base::GRAD_OUTPUTS, Base::KEY, Base::KEYS;
+    using Base::ALL_CONSUMERS, Base::GROUP, Base::GROUPS, Base::GRAD_OUTPUTS, Base::KEY, Base::KEYS, Base::LSE;
     using Base::grad_output_ring, Base::key_ring, Base::params, Base::query_ring, Base::shared;
     using Base::OWN, Base::QUERIES, Base::ROW, Base::SQUARE_BYTES, Base::SQUARES, Base::STAGES, Base::VALUE;
     using typename Base::Key, typename Base::Query, typename Base::Work;
@@ -81,7 +81,7 @@ struct SoftmaxBackwardByColumns
                 const int first_query = block * Rows + own_row;
                 const Place place{first_query + core::fragment_column(), work.keys.begin + core::fragment_row()};
                 uint32_t kept = 0;                                   // by dropout: a bit for every register
-                float gaussian[OWN_ROWS / 2], slopes[OWN_ROWS / 2];  // of the Gaussian and the soft cap
+                float gaussian[OWN_ROWS / 2], slopes[OWN_ROWS / 2];  // of the soft cap, but for centres
                 UNROLL
                 for (int i = 0; i < OWN_ROWS / 2; ++i) gaussian[i] = 1;
                 auto factor = [&](int i) {
@@ -94,7 +94,6 @@ struct SoftmaxBackwardByColumns
                     around.for_each_by_key(scores, place.first_query, place.first_key,
                                            [&](int i, const core::Center& center, int key) {
                                                scores[i] = extras.capped(scores[i] * params.scores.scale);
-                                               slopes[i] = extras.slope(scores[i]);
                                                if (key < center.begin || key >= center.end)
                                                    scores[i] = -INFINITY;
                                                else if (around.inside())
@@ -150,10 +149,18 @@ struct SoftmaxBackwardByColumns
                 if (CENTERED && around.inside())
                     around.add_gradients(scores, place.first_query, place.first_key,
                                          [&](int i) { return grad_weights[i]; });
-                if constexpr (HasExtras) {
+                if constexpr (CENTERED) {  // there are no registers for slopes
+                    if (extras.caps())
+                        this->for_each_row(scores, LSE, stage.stage, own_row, [&](int i, float lse) {
+                            if (grad_weights[i] == 0) return;  // else the weight is not 0, and gives the score
+                            float capped = (ptx::log2_approximate(scores[i]) + lse) * core::LN2;
+                            if (around.inside()) capped -= around.bias(around.of(place.query(i)), place.key(i));
+                            grad_weights[i] *= extras.slope(capped);
+                        });
+                } else if constexpr (HasExtras) {
                     UNROLL
                     for (int i = 0; i < OWN_ROWS / 2; ++i) {
-                        if (!CENTERED && extras.options.mask_gradient)
+                        if (extras.options.mask_gradient)
                             extras.add_gradient(grad_weights[i], place.query(i), place.key(i));
                         grad_weights[i] *= slopes[i];
                     }
