@@ -146,17 +146,21 @@ struct SoftmaxBackwardByColumns
                 this->for_each_row(scores, ROW, HasOutput ? 0 : stage.stage, own_row, [&](int i, float row) {
                     grad_weights[i] = scores[i] * (grad_weights[i] * factor(i) - row);
                 });
-                if (CENTERED && around.inside())
+                const bool biased = CENTERED && around.inside();
+                if (biased)
                     around.add_gradients(scores, place.first_query, place.first_key,
                                          [&](int i) { return grad_weights[i]; });
                 if constexpr (CENTERED) {  // there are no registers for slopes
-                    if (extras.caps())
-                        this->for_each_row(scores, LSE, stage.stage, own_row, [&](int i, float lse) {
-                            if (grad_weights[i] == 0) return;  // else the weight is not 0, and gives the score
+                    this->for_each_row(scores, LSE, stage.stage, own_row, [&](int i, float lse) {
+                        if (grad_weights[i] != 0 && extras.caps()) {  // then the weight is not 0, and gives the score
                             float capped = (ptx::log2_approximate(scores[i]) + lse) * core::LN2;
-                            if (around.inside()) capped -= around.bias(around.of(place.query(i)), place.key(i));
-                            grad_weights[i] *= extras.slope(capped);
-                        });
+                            if (biased) capped -= around.bias(around.of(place.query(i)), place.key(i));
+                            // less the mask, which is none here: so the compiler spills nothing
+                            const float relative =
+                                (capped - extras.bias(place.query(i), place.key(i))) / extras.options.softcap;
+                            grad_weights[i] *= fmaxf(1 - relative * relative, 0.0f);
+                        }
+                    });
                 } else if constexpr (HasExtras) {
                     UNROLL
                     for (int i = 0; i < OWN_ROWS / 2; ++i) {
