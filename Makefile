@@ -26,24 +26,11 @@ format: $(READY)  ## write the format that lint wants
 	$(BIN)/python -m ruff format .
 	@$(CLANG_FORMAT) -i $(CPP)
 
-# On a machine with a GPU, whose PYTHON has all that is needed: installs nothing, ends within eight minutes.
+# On a machine with a GPU, whose PYTHON has all that is needed: installs nothing. make gpu-check STAGE=3 runs one stage.
 OUT ?= out
-# rows without a pass of their own for what two others tell, and peers without those that take longest
-BENCH := --suite roofs,small,decode,packed,aoa,learned,hard,module,global,local --peers sdpa,flex,mha,flash-attn,flash-attn-4 \
-	--rows 'roof|small|decode|packed|aoa|learned|hard|module| 128 |(16|32|64)k .* D128 .*(forward|backward)' --seconds 120
-XDIST := -n 12 --dist worksteal --ignore tests/test_machine_code.py
 gpu-check: export PYTHONPATH = .
-gpu-check:  ## tests and a short benchmark on this machine's GPU; logs and rows go to OUT
-	@mkdir -p $(OUT); failed=; \
-	echo "gpu-check: build"; $(MAKE) gpu-build >$(OUT)/build.log 2>&1 || failed="$$failed build.log"; \
-	limit=$$($(PYTHON) -c 'import pytest_timeout' 2>/dev/null && echo --timeout=200); \
-	echo "gpu-check: tests"; OMP_NUM_THREADS=1 timeout --foreground -s INT -k 20 270 $(PYTHON) -m pytest tests $(XDIST) $$limit \
-		-q -p no:cacheprovider >$(OUT)/tests.log 2>&1 || failed="$$failed tests.log"; \
-	tail -n 1 $(OUT)/tests.log; \
-	echo "gpu-check: benchmark"; timeout -k 5 160 $(PYTHON) -m attnkern bench $(BENCH) --out $(OUT)/bench.jsonl \
-		>$(OUT)/bench.log 2>&1 || failed="$$failed bench.log"; \
-	tail -n 60 $(OUT)/bench.log; \
-	test -z "$$failed" || { echo "gpu-check: failed, see in $(OUT):$$failed"; exit 1; }
+gpu-check:  ## tests and benchmarks on this machine's GPU, in stages (STAGE=3, STAGE=1-4,8); logs and rows go to OUT
+	$(PYTHON) -m attnkern.bench.gpu_check --out $(OUT) $(if $(STAGE),--stage $(STAGE)) $(ARGS)
 
 gpu-build:  ## compile the CUDA C++ kernels into the package; needs nvcc, ninja and pybind11, but no GPU
 	$(PYTHON) csrc/build.py cuda

@@ -20,7 +20,7 @@ import attnkern
 from attnkern import mac
 from attnkern.bench import others
 from attnkern.bench.problems import EVERYWHERE, SEED, Row
-from attnkern.bench.verify import allowed, complaint
+from attnkern.bench.verify import allowed, complaint, mask_of
 from attnkern.problem import UNLIMITED
 
 SDPA = {
@@ -86,15 +86,21 @@ def useful_alone(count: mac.Count) -> mac.Count:
 
 
 def _peers(row: Row, device: str, names: list[str]) -> Iterator[tuple[str, Callable[[], Function]]]:
+    if row.dropout_p:  # theirs draws other numbers, which nothing here can check
+        return
     if "naive" in names:
         yield "naive", partial(naive_hard if row.kind == "hard" else naive, row, device)
     if row.kind == "hard":
+        return
+    if row.softcap:  # FlexAttention alone has it, by a score_mod that is not written here
         return
     if "sdpa" in names:
         # choosing torch's backend by hand takes as long as a small call, whose host time is most there is
         for backend in (None,) if row.len_q <= SMALL else SDPA[device]:
             name = f"SDPA {backend.split('_')[0].lower()}" if backend else "SDPA"
             yield name, partial(sdpa, row, device, backend)
+    if row.mask:
+        return
     if "flex" in names and row.len_q > SMALL:
         yield "FlexAttention", partial(flex, row, device)
     for name in others.NAMES:
@@ -104,6 +110,9 @@ def _peers(row: Row, device: str, names: list[str]) -> Iterator[tuple[str, Calla
 
 def ours(row: Row, device: str, backend: str) -> Function:
     options = {"is_causal": row.causal, "enable_gqa": row.heads != row.kv_heads, "backend": backend}
+    options |= {"attn_mask": mask_of(row, device), "softcap": row.softcap, "dropout_p": row.dropout_p}
+    if row.dropout_p:
+        options["seed"] = torch.tensor(SEED, device=device)
     function = attnkern.global_attention
     if row.kind == "decode":
         options["query_offset"] = "end"
@@ -138,6 +147,10 @@ def naive(row: Row, device: str) -> Function:
 
 def _scores(row: Row, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
     score = query @ _shared(row, key).mT * row.head_dim**-0.5
+    if row.softcap:
+        score = row.softcap * torch.tanh(score / row.softcap)
+    if row.mask == "float":
+        return score + mask
     return score if mask is None else score.masked_fill(~mask, float("-inf"))
 
 
@@ -164,7 +177,7 @@ def naive_hard(row: Row, device: str) -> Function:
 
 def sdpa(row: Row, device: str, backend: str | None) -> Function:
     options = {"enable_gqa": row.heads != row.kv_heads}
-    if row.window == EVERYWHERE:
+    if row.window == EVERYWHERE and not row.mask:
         options["is_causal"] = row.causal and row.kind != "decode"  # the one query there sees every key
     else:
         options["attn_mask"] = _mask(row, device, copies=3 if backend == "MATH" else 0)
@@ -215,11 +228,15 @@ def _shared(row: Row, tensor: Tensor) -> Tensor:
 
 
 def _mask(row: Row, device: str, copies: int) -> Tensor | None:
-    """`(Lq, Lk)`, True where a query may look; None if that is everywhere."""
+    """`(Lq, Lk)`, True where a query may look, or what a float mask adds; None if there is nothing to say."""
     _afford(row, device, copies)
+    mask = mask_of(row, device)
     if row.window == EVERYWHERE and (not row.causal or row.kind == "decode"):
-        return None
-    return allowed(row, 0, row.len_q, device)
+        return mask
+    seen = allowed(row, 0, row.len_q, device)
+    if row.mask == "float":
+        return mask.masked_fill(~seen, float("-inf"))
+    return seen if mask is None else seen & mask
 
 
 def _afford(row: Row, device: str, copies: int) -> None:

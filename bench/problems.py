@@ -31,6 +31,7 @@ class Row:
             and a question of `len_k`; "learned" is local attention, Gaussian, around a centre for each query and head.
         phase: what is timed: "forward" without gradients, "backward" alone, or "training", which is both.
         loss: which results the gradients come through, of hard attention: "log_prob" stands for score and lse.
+        mask, softcap, dropout_p: as `Problem` has them; the mask is `(len_q, len_k)`, see `mask_of`.
     """
 
     kind: Kind
@@ -46,6 +47,9 @@ class Row:
     causal: bool = False
     window: tuple[int, int] = EVERYWHERE
     num_samples: int = 1
+    mask: Literal["bool", "float"] | None = None
+    softcap: float = 0.0
+    dropout_p: float = 0.0
 
     @property
     def name(self) -> str:
@@ -62,6 +66,9 @@ class Row:
             "causal": self.causal,
             f"W{left}" if both else f"W{left},{right}": self.window != EVERYWHERE,
             f"S{self.num_samples}": self.kind == "hard",
+            f"{self.mask}-mask": self.mask,
+            f"softcap{self.softcap:g}": self.softcap,
+            f"dropout{self.dropout_p:g}": self.dropout_p,
             self.loss: self.loss != "output",
             self.phase: True,
         }
@@ -84,7 +91,8 @@ class Row:
             head_dim=self.head_dim, dtype=getattr(torch, self.dtype), device=device, causal=self.causal,
             window=self.window, query_offset=self.offset, selector=SELECTOR.get(self.kind, "softmax"),
             num_samples=self.num_samples, requires_grad=self.phase != "forward", packed=self.kind == "packed",
-            center=self.kind == "learned", sigma=self.kind == "learned",
+            center=self.kind == "learned", sigma=self.kind == "learned", mask=self.mask, softcap=self.softcap,
+            dropout_p=self.dropout_p,
         )  # fmt: skip
 
 
@@ -203,6 +211,24 @@ def learned_rows(device: str) -> list[Row]:
     ]
 
 
+def extras_rows(device: str) -> list[Row]:
+    """Masks, a soft cap, dropout, and on a GPU the widest heads."""
+    choices = ({"mask": "bool"}, {"mask": "float"}, {"softcap": 30.0}, {"dropout_p": 0.1})
+    if device == "cpu":
+        return [attention(device, "global", 1024, "training", **choice) for choice in choices]
+    wide = [
+        attention(device, "global", 8192, phase, 256, causal=causal)
+        for causal in (True, False)
+        for phase in ("forward", "backward")
+    ]
+    return wide + [
+        attention(device, "global", 4096, phase, head_dim, **choice)
+        for head_dim in (128, 64)
+        for choice in choices
+        for phase in ("forward", "backward")
+    ]
+
+
 def small_rows(device: str) -> list[Row]:
     """So small that the host's time per call is most there is."""
     return [attention(device, "global", 128, phase, batch=1) for phase in ("forward", "training")]
@@ -226,6 +252,7 @@ SUITES: dict[str, Callable[[str], list[Row]]] = {
     "aoa": aoa_rows,
     "packed": packed_rows,
     "learned": learned_rows,
+    "extras": extras_rows,
 }
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attnkern import reference
+from attnkern import philox, reference
 from attnkern.bench.problems import SEED, Row
 from attnkern.problem import UNLIMITED
 
@@ -44,7 +44,8 @@ def complaint(
             return f"{wrong:.1%} of the draws differ from the reference's"
         if drawn and not same_seed:
             places.append(_places(score.detach(), found["index"]))
-        exact = _exact(score, value, found.get("index"))
+        kept = None if not row.dropout_p else _kept(row, begin, score)
+        exact = _exact(score, value, found.get("index"), kept)
         for name, parts in norms.items():
             parts.append(_norms(found[name], exact[name]))
         if gradients:
@@ -80,9 +81,37 @@ def _queries(name: str, result: Tensor, begin: int) -> Tensor:
 
 
 def _scores(row: Row, query: Tensor, key: Tensor, begin: int) -> Tensor:
-    """`(G, queries, Lk)`, in natural-log units; -inf where the window hides a key."""
+    """`(G, queries, Lk)`, in natural-log units; -inf where the window or the mask hides a key."""
     score = query @ key.mT * query.shape[-1] ** -0.5
-    return score.masked_fill(~allowed(row, begin, begin + query.shape[1], query.device), float("-inf"))
+    if row.softcap:
+        score = row.softcap * torch.tanh(score / row.softcap)
+    end = begin + query.shape[1]
+    seen = allowed(row, begin, end, query.device)
+    if row.mask == "bool":
+        seen &= mask_of(row, query.device)[begin:end]
+    if row.mask == "float":
+        score = score + mask_of(row, query.device)[begin:end]
+    return score.masked_fill(~seen, float("-inf"))
+
+
+def mask_of(row: Row, device: torch.device | str) -> Tensor | None:
+    """`(Lq, Lk)`, the same for everyone: True, or normal numbers, but a tenth that hides its key; None without."""
+    if row.mask is None:
+        return None
+    generator = torch.Generator(device).manual_seed(SEED)
+    hidden = torch.rand(row.len_q, row.len_k, generator=generator, device=device) < 0.1
+    if row.mask == "bool":
+        return ~hidden
+    dtype = getattr(torch, row.dtype)
+    return torch.randn(hidden.shape, generator=generator, device=device, dtype=dtype).masked_fill(hidden, float("-inf"))
+
+
+def _kept(row: Row, begin: int, score: Tensor) -> Tensor:
+    """What attnkern's dropout multiplies these queries' weights by."""
+    rows = torch.arange(begin, begin + score.shape[1], device=score.device)
+    heads, seed = torch.arange(len(score), device=score.device), torch.tensor(SEED, device=score.device)
+    keep = philox.dropout_keep(seed, rows, heads, (0, score.shape[2]), row.dropout_p)
+    return keep * philox.dropout_scale(row.dropout_p)
 
 
 def allowed(row: Row, begin: int, end: int, device: torch.device | str) -> Tensor:
@@ -98,11 +127,12 @@ def allowed(row: Row, begin: int, end: int, device: torch.device | str) -> Tenso
     return seen
 
 
-def _exact(score: Tensor, value: Tensor, index: Tensor | None) -> dict[str, Tensor]:
+def _exact(score: Tensor, value: Tensor, index: Tensor | None, kept: Tensor | None) -> dict[str, Tensor]:
     """All results of these queries; of hard attention, at the keys it drew, `(S, G, queries)`."""
     lse = score.logsumexp(-1)
     if index is None:
-        return {"output": torch.exp(score - lse[..., None]) @ value}
+        weights = torch.exp(score - lse[..., None])
+        return {"output": (weights if kept is None else weights * kept) @ value}
     weights = torch.exp(score - lse[..., None])
     drawn = score.expand(len(index), *score.shape).gather(-1, index[..., None]).squeeze(-1)
     entropy = lse - (weights * score.masked_fill(weights == 0, 0.0)).sum(-1)

@@ -44,6 +44,7 @@ Tensor plain_tensor(const Described& described) {
 // The kernel of the narrowest width that holds the heads: the copy engine pads them with zeros.
 template <class Function>
 void dispatch(const std::string& dtype, int64_t head, Function function) {
+    ptx::bind_context();
     const auto by_width = [&](auto type) {
         require(head > 0 && head % 8 == 0 && head <= 256, "no kernel for head size " + std::to_string(head));
         if (head <= 64) return function(type, std::integral_constant<int, 64>());
@@ -161,7 +162,7 @@ void distribution_backward(const std::string& dtype, const Described& query, con
 PYBIND11_MODULE(ATTNKERN_MODULE, module) {
     module.doc() = "Attention kernels for compute capability 9.0.";
     py::class_<ScoreOptions>(module, "ScoreOptions", py::module_local(), "scale; left, right (-1: unlimited); offset")
-        .def(py::init<float, int, int, int>());
+        .def(py::init<float, int64_t, int64_t, int64_t>());
     py::class_<ExtraOptions>(module, "ExtraOptions", py::module_local(),
                              "soft cap, mask and its gradient, dropout; none by default")
         .def(py::init())

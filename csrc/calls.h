@@ -11,7 +11,7 @@ struct Tensor {
 
 struct ScoreOptions {
     float scale;
-    int left, right, offset;  // -1 is unlimited
+    int64_t left, right, offset;  // -1 is unlimited
     bool windowed() const { return left >= 0 || right >= 0; }
 };
 

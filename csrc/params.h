@@ -66,20 +66,25 @@ struct SampleForwardParams : ForwardParams {
     int samples;
 };
 
+// Without an output there is no base, and with one no entropy's gradient.
 struct BackwardRowsParams {
+    Rows query, key;
     Rows output, grad_output;          // null where only lse and entropy have gradients
     const float *lse, *row, *entropy;  // (batch, heads, len_q): row, what else is subtracted, and entropy's gradient;
                                        // both may be null
     // (batch, heads, padded_rows): lse in units of log2, +inf where a row has nothing to see or does not exist; what is
-    // subtracted from every gradient of a row; the entropy's gradient, null where there is an output.
-    float *lse_out, *row_out, *entropy_out;
-    int padded_rows, width;
+    // subtracted from every gradient of a row; the entropy's gradient; a base that scores are relative to, and lse_out
+    // then too, 0 but where lse has lost the logarithm of its sum. The last two may be null.
+    float *lse_out, *row_out, *entropy_out, *base_out;
+    int padded_rows, width, head_width;
     Shape shape;
+    Scores scores;
+    ScoreExtras extras;
 };
 
 struct SoftmaxBackwardParams {
     ptx::TensorMap query, key, value, grad_output, grad_key, grad_value;
-    const float *lse, *row, *entropy;  // of backward_rows
+    const float *lse, *row, *entropy, *base;  // of backward_rows
     float* grad_query;  // sums over the blocks of keys, in the matrix unit's own order; zero at the start
     int padded_rows;
     Shape shape;

@@ -164,6 +164,42 @@ def check_product(primitives, n, left, b_mn_major, b_first=0):
         assert torch.equal(d, expected)
 
 
+SECTIONS = [  # tiles, heads, heads that fit the cache
+    (3, 5, 2),
+    (2**14, 60, 2**18),  # whose product is 2^32
+    (2**21, 500, 98305),
+    (2**26, 15, 16 * 98305),
+]
+
+
+@pytest.mark.parametrize("last_first", [False, True])
+@pytest.mark.parametrize(("tiles", "heads", "section"), SECTIONS)
+def test_every_tile_has_its_turn(primitives, tiles, heads, section, last_first):
+    """However many tiles the heads have that fit the cache together."""
+    for number in {0, 1, heads - 1, min(section, heads) * tiles - 1, tiles * heads // 2, tiles * heads - 1}:
+        first = number // (section * tiles) * section
+        together = min(section, heads - first)
+        rank, head = divmod(number - first * tiles, together)
+        tile = tiles - 1 - rank if last_first else rank
+        assert primitives.place(tiles, heads, section, last_first, number) == (tile, first + head)
+
+
+@pytest.mark.parametrize(("tiles", "heads"), [(2**21, 2**9), (1, 2**30), (2**28, 2**56)])
+def test_too_many_tiles_are_refused(primitives, tiles, heads):
+    with pytest.raises(ValueError, match=r"2\*\*30 tiles or more"):
+        primitives.place(tiles, heads, 1, False, 0)
+
+
+@pytest.mark.parametrize("offset", [0, 3, -3, 2**29, -(2**29), 2**31 - 1, -(2**31), 2**40, -(2**40)])
+@pytest.mark.parametrize(("left", "right"), [(-1, 0), (0, -1), (2, 3), (2**31, 2**31), (2**40, 2**40)])
+def test_windows_far_from_the_keys(primitives, left, right, offset):
+    row, len_k = 5, 20
+    begin, end = primitives.window(left, right, offset, row, len_k)
+    for key in range(len_k):
+        seen = (left < 0 or key >= row + offset - left) and (right < 0 or key <= row + offset + right)
+        assert (begin <= key < end) == seen
+
+
 def swizzled(box):
     """Rows of 64 numbers as 16-byte chunks in the places where 128-byte swizzling puts them."""
     chunks = box.reshape(-1, 8, 8)

@@ -9,6 +9,7 @@ import torch
 
 from attnkern import Problem, mac
 from attnkern.__main__ import main
+from attnkern.commands.machine_code import NAME, described
 from attnkern.mac import counters, machine_code
 
 LISTING = """
@@ -32,12 +33,39 @@ def test_a_loop_is_read_without_its_rare_branches():
     loop = machine_code.main_loop("kernel", LISTING)
     assert loop.instructions == {"matrix": 1, "exp": 1, "float": 1, "integer": 1, "shared": 1, "other": 2}
     assert loop.macs == 64 * 128 * 16 // 4
-    assert loop.clocks == {"issue": 7, "matrix": 32, "exp": 8, "fma": 1, "alu": 2, "shared": 16}
+    assert loop.clocks == {"issue": 7, "matrix": 64, "exp": 8, "fma": 1, "alu": 2, "shared": 16}
     assert loop.limit == "matrix" and loop.matrix_share == 1
     # 32 features: 1024 scores of a warp, 32 of a thread
     assert loop.per_score(32)["exp"] == 1 / 32
-    assert loop.clocks_per_score(32) == 32 / 4 / 1024
+    assert loop.clocks_per_score(32) == 64 / 4 / 1024  # 16 of 2048 MACs a clock
     assert machine_code.main_loop("straight", LISTING.replace("@P0 BRA 0x10", "NOP")) is None
+
+
+TEMPLATES = {
+    "SoftmaxForwardINS_4bf16ELi64ELi192ELi128ELN4core5SightE0ELb0EE": ("SoftmaxForward bf16 64x192x128", 2 * 64),
+    "SampleForwardINS_4fp16ELi128ELi128ELi3ELi4ELN4core5SightE1EE": ("SampleForward fp16 128x128x3x4 windowed", 128),
+    "SoftmaxBackwardINS_4bf16ELi128ELi64ELN4core5SightE0ELb0EE": ("SoftmaxBackward bf16 128x64", 3 * 128),
+    "SoftmaxBackwardByColumnsINS_4bf16ELi256ELi64ELN4core5SightE0ELb0ELb0EE": (
+        "SoftmaxBackwardByColumns bf16 256x64", 3 * 256,
+    ),
+    "SoftmaxBackwardByColumnsINS_4bf16ELi128ELi128ELN4core5SightE2ELb1ELb1EE": (
+        "SoftmaxBackwardByColumns bf16 128x128 centered output extras", 5 * 128,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_kernels_of_ours_are_named_in_full(template):
+    """By their templates' arguments, with the MACs of a score."""
+    name = template.split("INS")[0]
+    found = described(f"_ZN3ptx5entryIN7kernels{len(name)}{template}EvNT_6ParamsE")
+    assert found == TEMPLATES[template] and len(found[0]) <= NAME
+
+
+def test_rates_are_those_of_the_chip():
+    """2048 16-bit MACs a clock and multiprocessor, by the data sheet: 990 TFLOP/s of 132 at 1.83 GHz."""
+    rate = machine_code.MACS_PER_CLOCK * machine_code.QUARTERS
+    assert rate * 2 * 132 * 1.83e9 == pytest.approx(990e12, rel=0.01)
 
 
 def test_triton_kernels_take_one_exponential_a_score():
@@ -85,6 +113,23 @@ def test_counters_are_read_and_compared(monkeypatch):
     assert moved.measured == 529384 and moved.relative == 529384 / mac.count(PROBLEM).bytes - 1
 
 
+def test_counters_leave_the_clock_alone(monkeypatch):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        command[command.index("--log-file") + 1].write_text(REPORT)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(counters, "missing", lambda problem: None)
+    monkeypatch.setattr(counters, "tool", lambda name: name)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr("attnkern.backends.triton.INTERPRETED", False)
+    counters.read(PROBLEM, backend="triton")
+    (command,) = commands
+    assert command[0] == "ncu" and command[command.index("--clock-control") + 1] == "none"
+
+
 @pytest.mark.parametrize("text, message", [("", "no table"), (REPORT.replace("1,000", "n/a"), "no dram__bytes.sum")])
 def test_counters_that_cannot_be_read(text, message):
     with pytest.raises(ValueError, match=message):
@@ -95,7 +140,7 @@ def test_what_the_counters_need(monkeypatch):
     assert "GPU" in counters.missing(Problem(len_q=64))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert "float32" in counters.missing(Problem(len_q=64, device="cuda"))
-    monkeypatch.setattr(counters, "_ncu", lambda: None)
+    monkeypatch.setattr(counters, "tool", lambda name: None)
     assert "ncu is not in PATH" in counters.missing(PROBLEM)
     with pytest.raises(RuntimeError, match="ncu"):
         counters.read(PROBLEM)

@@ -6,7 +6,8 @@ import runpy
 from pathlib import Path
 
 import pytest
-from safetensors import safe_open
+
+safe_open = pytest.importorskip("safetensors").safe_open
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "translate.py"
 SMALL = ("--dim", "16", "--layers", "1", "--batch", "4", "--vocabulary", "100", "--max-length", "12", "--beam", "2")

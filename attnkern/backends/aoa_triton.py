@@ -5,7 +5,6 @@ import triton
 from torch import Tensor
 
 from attnkern.backends.launching import padded, precision, with_unit_stride
-from attnkern.backends.memory import on_device_of
 from attnkern.triton_kernels import aoa as kernels
 from attnkern.triton_kernels import aoa_backward as backward_kernels
 from attnkern.triton_kernels.scores import LOG2E
@@ -135,5 +134,4 @@ class Call:
             return
         arguments = self.arguments | tensors
         arguments = {name: arguments[name] for name in kernel.arg_names if name in arguments}
-        with on_device_of(arguments["document"]):
-            kernel[(programs,)](**arguments, num_warps=WARPS, num_stages=2)
+        kernel[(programs,)](**arguments, num_warps=WARPS, num_stages=2)

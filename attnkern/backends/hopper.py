@@ -13,7 +13,7 @@ from torch import Tensor
 from attnkern import philox
 from attnkern.backends import sparse
 from attnkern.backends.in_order import Centers
-from attnkern.backends.memory import broadcastable, on_device_of
+from attnkern.backends.memory import broadcastable
 from attnkern.problem import Gradients, Inputs, Problem, new_output
 
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -107,17 +107,16 @@ class Kernels:
             return output.zero_(), lse.fill_(float("-inf"))
         counter = query.new_empty(1, dtype=torch.int32)
         blocks = centers and centers.key_blocks(*EXTRAS_FORWARD_TILE[width_of(problem)])
-        with on_device_of(query):
-            self._module.softmax_forward(
-                DTYPES[problem.dtype],
-                *map(_described, (query, key[:, :, seen], value[:, :, seen], output)),
-                lse.data_ptr(),
-                counter.data_ptr(),
-                self._scores(problem, seen.start),
-                self._extras(problem, inputs, None),
-                self._centers(centers, blocks),
-                _stream(query),
-            )
+        self._module.softmax_forward(
+            DTYPES[problem.dtype],
+            *map(_described, (query, key[:, :, seen], value[:, :, seen], output)),
+            lse.data_ptr(),
+            counter.data_ptr(),
+            self._scores(problem, seen.start),
+            self._extras(problem, inputs, None),
+            self._centers(centers, blocks),
+            _stream(query),
+        )
         return output, lse
 
     def sample(self, problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -128,16 +127,15 @@ class Kernels:
         score = query.new_empty(draws, *rows, dtype=torch.float32)
         lse, entropy = (query.new_empty(rows, dtype=torch.float32) for _ in range(2))
         counter = query.new_empty(1, dtype=torch.int32)
-        with on_device_of(query):
-            self._module.sample_forward(
-                DTYPES[problem.dtype],
-                _described(query),
-                _described(key),
-                *(tensor.data_ptr() for tensor in (inputs.seed, index, score, lse, entropy, counter)),
-                draws,
-                self._scores(problem, 0),  # samples are drawn by the keys' own numbers
-                _stream(query),
-            )
+        self._module.sample_forward(
+            DTYPES[problem.dtype],
+            _described(query),
+            _described(key),
+            *(tensor.data_ptr() for tensor in (inputs.seed, index, score, lse, entropy, counter)),
+            draws,
+            self._scores(problem, 0),  # samples are drawn by the keys' own numbers
+            _stream(query),
+        )
         return sparse.gather(inputs, index), index, score, lse, entropy
 
     sparse_backward = staticmethod(sparse.backward)
@@ -189,21 +187,20 @@ class Kernels:
         lse, row, entropy = (None if tensor is None else tensor.contiguous() for tensor in (lse, row, entropy))
         spaces = [_address(tensor) for tensor in (counter, row_space, query_space)]
         scores, stream = self._scores(problem, seen.start), _stream(query)
-        with on_device_of(query):
-            if has_output:
-                output = _copyable(output)
-                grad_output = torch.zeros_like(output) if grad_output is None else _copyable(grad_output)
-                tensors = (query, key[:, :, seen], value[:, :, seen], output, grad_output)
-                tensors += (grad_query, grad_key[:, :, seen], grad_value[:, :, seen])
-                extras = self._extras(problem, inputs, grad_mask)
-                blocks = centers and centers.query_blocks(*BACKWARD_BY_COLUMNS_TILE[width_of(problem)], problem.len_k)
-                around = self._centers(centers, blocks, *sums)
-                numbers = (_address(lse), _address(row), *spaces, scores, extras, around, stream)
-                self._module.softmax_backward(DTYPES[problem.dtype], *map(_described, tensors), *numbers)
-            else:
-                tensors = (query, key[:, :, seen], grad_query, grad_key[:, :, seen])
-                numbers = (_address(lse), _address(row), _address(entropy), *spaces, scores, stream)
-                self._module.distribution_backward(DTYPES[problem.dtype], *map(_described, tensors), *numbers)
+        if has_output:
+            output = _copyable(output)
+            grad_output = torch.zeros_like(output) if grad_output is None else _copyable(grad_output)
+            tensors = (query, key[:, :, seen], value[:, :, seen], output, grad_output)
+            tensors += (grad_query, grad_key[:, :, seen], grad_value[:, :, seen])
+            extras = self._extras(problem, inputs, grad_mask)
+            blocks = centers and centers.query_blocks(*BACKWARD_BY_COLUMNS_TILE[width_of(problem)], problem.len_k)
+            around = self._centers(centers, blocks, *sums)
+            numbers = (_address(lse), _address(row), *spaces, scores, extras, around, stream)
+            self._module.softmax_backward(DTYPES[problem.dtype], *map(_described, tensors), *numbers)
+        else:
+            tensors = (query, key[:, :, seen], grad_query, grad_key[:, :, seen])
+            numbers = (_address(lse), _address(row), _address(entropy), *spaces, scores, stream)
+            self._module.distribution_backward(DTYPES[problem.dtype], *map(_described, tensors), *numbers)
         return gradients
 
     def _scores(self, problem: Problem, first_key: int):

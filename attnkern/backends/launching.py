@@ -14,7 +14,7 @@ from triton.runtime.errors import OutOfResources
 from attnkern import philox
 from attnkern.backends import tuning
 from attnkern.backends.gaussian import Gaussians, anchors_of, gaussians
-from attnkern.backends.memory import broadcastable, on_device_of
+from attnkern.backends.memory import broadcastable
 from attnkern.packing import places
 from attnkern.problem import UNLIMITED, Inputs, Problem
 from attnkern.triton_kernels import softmax as softmax_kernels
@@ -27,7 +27,6 @@ WIDEST_SWIZZLE = 64  # features: 128 bytes of a row
 
 def launch(kernel, programs, problem: Problem, arguments: dict) -> None:
     """Runs one kernel over `programs(config)` programs; takes from the arguments those it names."""
-    device_of = arguments["query"]
     arguments = {key: arguments[key] for key in kernel.arg_names if key in arguments}
 
     def run(config: tuning.Config) -> None:
@@ -35,13 +34,12 @@ def launch(kernel, programs, problem: Problem, arguments: dict) -> None:
         tiles = {key: size for key, size in tiles.items() if key in kernel.arg_names}
         kernel[(programs(config),)](**arguments, **tiles, num_warps=config.num_warps, num_stages=config.num_stages)
 
-    with on_device_of(device_of):
-        config = config_of(kernel, problem, run)
-        try:
-            run(config)
-        except OutOfResources:
-            if not _runs_otherwise(kernel, problem, config, run):
-                raise
+    config = config_of(kernel, problem, run)
+    try:
+        run(config)
+    except OutOfResources:
+        if not _runs_otherwise(kernel, problem, config, run):
+            raise
 
 
 def config_of(kernel, problem: Problem, run=None) -> tuning.Config:

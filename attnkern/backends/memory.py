@@ -1,12 +1,6 @@
 """What the backends that launch kernels ask of tensors in memory."""
 
-import torch
 from torch import Tensor
-
-
-def on_device_of(tensor: Tensor):
-    """While it lasts, the tensor's GPU is the current one; nothing on a CPU."""
-    return torch.cuda.device(tensor.device if tensor.is_cuda else -1)
 
 
 def broadcastable(tensor: Tensor) -> Tensor:

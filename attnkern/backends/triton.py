@@ -17,7 +17,7 @@ from attnkern.backends.launching import (
     unit_stride,
     with_unit_stride,
 )
-from attnkern.backends.memory import broadcastable, on_device_of
+from attnkern.backends.memory import broadcastable
 from attnkern.packing import places
 from attnkern.problem import UNLIMITED, Gradients, Inputs, Problem, new_output
 from attnkern.triton_kernels import backward as backward_kernels
@@ -229,11 +229,10 @@ def _row_dot(left: Tensor, right: Tensor) -> Tensor:
     right = with_unit_stride(right)
     result = left.new_empty(batch, heads, rows, dtype=torch.float32)
     block_m = 64
-    with on_device_of(left):
-        row_dot[(triton.cdiv(rows, block_m) * batch * heads,)](
-            left, right, result, *left.stride()[:3], *right.stride()[:3], heads, rows,
-            WIDTH=width, BLOCK=padded(width), BLOCK_M=block_m,
-        )  # fmt: skip
+    row_dot[(triton.cdiv(rows, block_m) * batch * heads,)](
+        left, right, result, *left.stride()[:3], *right.stride()[:3], heads, rows,
+        WIDTH=width, BLOCK=padded(width), BLOCK_M=block_m,
+    )  # fmt: skip
     return result
 
 
@@ -243,8 +242,7 @@ def _mask_gradient(problem: Problem, inputs: Inputs, arguments: dict) -> Tensor:
     mask_batches, mask_heads, mask_rows, mask_keys = mask.shape
     sum_rows, sum_keys = mask_rows == 1 != problem.len_q, mask_keys == 1 != problem.len_k
     kernel = mask_kernels.backward_mask
-    with on_device_of(mask):
-        config = launching.config_of(kernel, problem)
+    config = launching.config_of(kernel, problem)
     tiles_m, tiles_n = triton.cdiv(problem.len_q, config.block_m), triton.cdiv(problem.len_k, config.block_n)
     own = mask_batches * mask_heads * (1 if sum_rows else tiles_m) * (1 if sum_keys else tiles_n)
     all_tiles = problem.batch * problem.heads * tiles_m * tiles_n

@@ -15,11 +15,13 @@ from attnkern.problem import Inputs
 
 CAPABILITY = 90
 LENGTH = 256  # of a call that is compiled but not run
+NAME = 62  # characters of a kernel's name that are shown: all of our own
 SHOWN = ("exp", "float", "integer", "shared", "other")
 OURS = re.compile(
-    r"kernels\d+(SoftmaxForward|SampleForward|SoftmaxBackward)INS_4(bf16|fp16)E((?:L[ib]\d+E|LN4core5SightE\dE)+)"
+    r"kernels\d+(SoftmaxForward|SampleForward|SoftmaxBackward|SoftmaxBackwardByColumns)INS_4(bf16|fp16)E"
+    r"((?:L[ib]\d+E|LN4core5SightE\dE)+)"
 )
-PRODUCTS = {"SoftmaxForward": 2, "SampleForward": 1, "SoftmaxBackward": 5}
+PRODUCTS = {"SoftmaxForward": 2, "SampleForward": 1, "SoftmaxBackward": 5, "SoftmaxBackwardByColumns": 5}
 
 
 def show(file: Path | None, problem: attnkern.Problem | None) -> int:
@@ -31,14 +33,14 @@ def show(file: Path | None, problem: attnkern.Problem | None) -> int:
     heads = (*SHOWN, "clocks", "limit", "of matrix rate")
     if not rows:
         raise CommandError("no loop with products on the matrix units; those take float16 or bfloat16")
-    print(f"{'instructions of a thread for each score':<52} " + " ".join(f"{head:>7}" for head in heads))
+    print(f"{'instructions of a thread for each score':<{NAME}} " + " ".join(f"{head:>7}" for head in heads))
     for name, loop, features in rows:
         cells = [""] * (len(SHOWN) + 1)
         if features:
             mix = loop.per_score(features)
             cells = [f"{mix[kind]:.2f}" for kind in SHOWN] + [f"{loop.clocks_per_score(features):.4f}"]
         cells += [loop.limit, f"{loop.matrix_share:.0%} at most"]
-        print(f"{name[:52]:<52} " + " ".join(f"{cell:>7}" for cell in cells))
+        print(f"{name[:NAME]:<{NAME}} " + " ".join(f"{cell:>7}" for cell in cells))
     print("clocks: of a multiprocessor of compute capability 9.0 for each score, if nothing else held it up")
     return 0
 
@@ -102,7 +104,7 @@ def described(kernel: str) -> tuple[str, int | None]:
     flags = [int(flag) for flag in re.findall(r"Lb(\d)", arguments)]
     (seen,) = re.findall(r"SightE(\d)", arguments)
     sizes = [int(size) for size in re.findall(r"Li(\d+)", arguments)]
-    without_output = name == "SoftmaxBackward" and not flags[0]
+    without_output = name.startswith("SoftmaxBackward") and not flags[0]
     products = 3 if without_output else PRODUCTS[name]
     named = {"SoftmaxForward": ("extras",), "SampleForward": ()}
     words = [word for word, flag in zip(named.get(name, ("output", "extras")), flags) if flag]

@@ -45,7 +45,7 @@ def missing(problem: Problem) -> str | None:
         return "the chip's counters need a GPU and a problem on it (--device cuda)"
     if problem.dtype not in (torch.float16, torch.bfloat16):
         return f"the chip counts products of float16 and bfloat16 on its matrix units, not of {problem.dtype}"
-    if _ncu() is None:
+    if tool("ncu") is None:
         return "Nsight Compute's ncu is not in PATH: it comes with CUDA's toolkit"
     return None
 
@@ -61,7 +61,9 @@ def read(problem: Problem, backward: bool = False, backend: str | None = None) -
     with tempfile.TemporaryDirectory() as folder:
         arguments, log = Path(folder, "arguments"), Path(folder, "log.csv")
         arguments.write_bytes(pickle.dumps((problem, backward, backend)))
-        command = [_ncu(), "--csv", "--print-units", "base", "--metrics", ",".join(METRICS), "--log-file", log]
+        # the clock as it is: at ncu's own, memory is as fast beside slower multiprocessors
+        command = [tool("ncu"), "--clock-control", "none", "--csv", "--print-units", "base", "--log-file", log]
+        command += ["--metrics", ",".join(METRICS)]
         command += ["--profile-from-start", "off", sys.executable, "-m", "attnkern.mac.counters", arguments]
         done = subprocess.run(command, capture_output=True, text=True)
         said = log.read_text() if log.exists() else ""
@@ -108,8 +110,9 @@ def compare(
     ]
 
 
-def _ncu() -> str | None:
-    return shutil.which("ncu", path=os.pathsep.join([os.environ.get("PATH", ""), *PLACES]))
+def tool(name: str) -> str | None:
+    """Where a program of CUDA's toolkit is, or None."""
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *PLACES]))
 
 
 def _counted(problem: Problem, backward: bool, backend: str | None) -> None:

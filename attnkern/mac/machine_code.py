@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 QUARTERS = 4  # of a multiprocessor; each issues an instruction of one warp in a clock
-MACS_PER_CLOCK = 1024  # 16-bit, of a quarter
+MACS_PER_CLOCK = 512  # 16-bit, of a quarter: 2048 of a multiprocessor
 UNITS = ("issue", "matrix", "exp", "fma", "alu", "shared")
 
 

@@ -1,5 +1,6 @@
 """The torch.library namespace `attnkern::`, and what every operation in it shares."""
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -40,19 +41,24 @@ def define(schema: str, implementation, fake) -> None:
     """Registers one operation for every device."""
     name = schema.split("(")[0]
     library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    library.impl(name, _without_autocast(implementation), "CompositeExplicitAutograd")
+    library.impl(name, prepared(implementation), "CompositeExplicitAutograd")
     torch.library.register_fake(f"attnkern::{name}", fake, lib=library)
 
 
-def _without_autocast(implementation: Callable) -> Callable:
-    """The API has chosen the dtype; products inside must not choose again."""
+def prepared(implementation: Callable) -> Callable:
+    """Runs with the tensors' GPU as the current one, which backends ask and launch on, and without autocast.
+
+    The API has chosen the dtype; products inside must not choose again.
+    """
 
     @functools.wraps(implementation)
     def run(*args):
-        device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
-        if device == "meta" or not torch.is_autocast_enabled(device):
-            return implementation(*args)
-        with torch.autocast(device, enabled=False):
+        device = next(arg.device for arg in args if isinstance(arg, Tensor))
+        with contextlib.ExitStack() as stack:
+            if device.type == "cuda" and device.index != torch.cuda.current_device():
+                stack.enter_context(torch.cuda.device(device))
+            if device.type != "meta" and torch.is_autocast_enabled(device.type):
+                stack.enter_context(torch.autocast(device.type, enabled=False))
             return implementation(*args)
 
     return run

@@ -48,15 +48,17 @@ struct Extras {
     }
     DEVICE bool caps() const { return options.softcap > 0; }
 
-    // The score that the soft cap and the mask make of a scaled product. A hidden key stays hidden, whatever it holds.
-    DEVICE float score(float product, int query, int key) const {
+    // The score that the mask makes of a capped product. A hidden key stays hidden, whatever it holds.
+    DEVICE float biased(float capped, int query, int key) const {
         const float added = bias(query, key);
-        return added == -INFINITY ? added : capped(product) + added;
+        return added == -INFINITY ? added : capped + added;
     }
+    DEVICE float score(float product, int query, int key) const { return biased(capped(product), query, key); }
 
-    // Derivative of the soft cap, if there is one, from the score.
-    DEVICE float slope(float score, int query, int key) const {
-        const float relative = (score - bias(query, key)) / options.softcap;
+    // Derivative of the soft cap, from what it gave; 1 without.
+    DEVICE float slope(float capped) const {
+        if (!caps()) return 1;
+        const float relative = capped / options.softcap;
         return fmaxf(1 - relative * relative, 0.0f);
     }
 

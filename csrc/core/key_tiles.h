@@ -14,8 +14,8 @@
 
 namespace core {
 
-// Without an output, only lse and entropy have gradients: there is no value.
-template <int Width, int Rows, int Keys, int GradOutputStages, Sight Seen, bool HasOutput>
+// Without an output, only lse and entropy have gradients: there is no value. With a base, scores are relative to that.
+template <int Width, int Rows, int Keys, int GradOutputStages, Sight Seen, bool HasOutput, bool HasBase = false>
 struct KeyTiles {
     using Query = Tile<Rows, Width>;
     using Key = Tile<Keys, Width>;
@@ -30,7 +30,8 @@ struct KeyTiles {
     // shared memory, from its start; what a kernel needs besides begins at OWN
     static constexpr int ROW_BYTES = Rows * 4;
     static constexpr int LSE = 0, ROW = LSE + STAGES * ROW_BYTES, ENTROPY = ROW + STAGES * ROW_BYTES;
-    static constexpr int KEY_RING = ENTROPY + (HasOutput ? 0 : STAGES * ROW_BYTES);
+    static constexpr int BASE = ENTROPY + (HasOutput ? 0 : STAGES * ROW_BYTES);
+    static constexpr int KEY_RING = BASE + HasBase * STAGES * ROW_BYTES;
     static constexpr int QUERY_RING = KEY_RING + RingBarriers<1>::BYTES;
     static constexpr int GRAD_OUTPUT_RING = QUERY_RING + RingBarriers<STAGES>::BYTES;
     static constexpr int NUMBER = GRAD_OUTPUT_RING + RingBarriers<GRAD_OUTPUT_STAGES>::BYTES;  // of the tile
@@ -105,10 +106,11 @@ struct KeyTiles {
                     auto load_rows = [&](int place, const float* rows, int stage, uint32_t barrier) {
                         ptx::load_bytes(shared + place + stage * ROW_BYTES, rows + at, ROW_BYTES, barrier);
                     };
-                    query_ring.begin_fill(stage, Query::BYTES + (HasOutput ? 1 : 3) * ROW_BYTES);
+                    query_ring.begin_fill(stage, Query::BYTES + ((HasOutput ? 1 : 3) + HasBase) * ROW_BYTES);
                     Query::load(shared + QUERIES + stage.stage * Query::BYTES, params.query, query_ring.full(stage),
                                 row, head, work.batch);
                     load_rows(LSE, params.lse, stage.stage, query_ring.full(stage));
+                    if constexpr (HasBase) load_rows(BASE, params.base, stage.stage, query_ring.full(stage));
                     if constexpr (HasOutput) {
                         const uint32_t full = grad_output_ring.full(grad_output_stage);
                         grad_output_ring.begin_fill(grad_output_stage, Query::BYTES + ROW_BYTES);

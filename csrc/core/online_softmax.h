@@ -22,7 +22,8 @@ DEVICE void clamp_infinite(float (&scores)[Count], float (&top)[2], float unit) 
     for (int row = 0; row < 2; ++row) top[row] = fminf(top[row], largest);
 }
 
-constexpr float FAR = -1e4f;  // 2 to the FAR is 0, and 0 * FAR is not NaN
+constexpr float FARTHEST_LSE = 1024;  // whose rounding is nothing beside a weight's
+constexpr float FAR = -1e4f;          // 2 to the FAR is 0, and 0 * FAR is not NaN
 
 // Over the four lanes that share a row.
 DEVICE float sum_of_four(float value) {
@@ -46,20 +47,47 @@ DEVICE bool grows(float (&scores)[Count], const float (&maximum)[2], float unit,
     UNROLL
     for (int row = 0; row < 2; ++row) {
         top[row] = max_of_four(top[row]);
-        grown = grown || top[row] * unit > fmaf(maximum[row], unit, SLACK);
+        grown = grown || (top[row] - maximum[row]) * unit > SLACK;  // of -inf and -inf NaN, which is not greater
     }
     grown = ptx::any_lane(grown);
     if (grown) clamp_infinite(scores, top, unit);
     return grown;
 }
 
-// What scores of a row are relative to, in units of log2; a row that has seen no key yet has no maximum.
-DEVICE float shift_of(float maximum, float unit) { return maximum == -INFINITY ? 0.0f : maximum * unit; }
+constexpr float LARGEST_SHIFT = 1 << 20;  // units of log2 whose rounding matters little
 
-struct OnlineSoftmax {
+// What a row's scores are relative to. A maximum far out, such as a mask's -1e30 for a whole row, is taken off before
+// they are scaled: its units of log2 would be rounded by more than scores differ, or be infinite.
+struct RunningMaximum {
     float unit;                                 // scores times this are in units of log2
     float maximum[2] = {-INFINITY, -INFINITY};  // of the scores as they come
-    float sum[2] = {0, 0};                      // over this lane's columns only
+    bool far = false;                           // whether any row of the warp is far out
+
+    DEVICE void look() { far = ptx::any_lane(is_far(0) || is_far(1)); }
+    // A row that has seen no key yet has no maximum.
+    DEVICE float base(int row) const { return far && maximum[row] > -INFINITY ? maximum[row] : 0.0f; }
+    DEVICE float shift(int row) const { return far || maximum[row] == -INFINITY ? 0.0f : maximum[row] * unit; }
+
+    template <int Count>
+    DEVICE void take_off(float (&scores)[Count]) const {
+        if (!far) return;
+        const float bases[2] = {base(0), base(1)};
+        UNROLL
+        for (int i = 0; i < Count; ++i) scores[i] -= bases[i / 2 % 2];
+    }
+
+    // The natural log-sum-exp of a row, from the sum of its weights.
+    DEVICE float log_sum_exp(int row, float total) const {
+        const float log_sum = ptx::log2_approximate(total);
+        return fmaf(base(row), unit * LN2, (shift(row) + log_sum) * LN2);
+    }
+
+  private:
+    DEVICE bool is_far(int row) const { return maximum[row] > -INFINITY && fabsf(maximum[row] * unit) > LARGEST_SHIFT; }
+};
+
+struct OnlineSoftmax : RunningMaximum {
+    float sum[2] = {0, 0};  // over this lane's columns only
 
     // Turns scores into weights relative to the maximum. While no row's maximum grows by more than SLACK units the
     // old one serves on; else it returns true, and `shrink` is what older weights shrink by.
@@ -74,12 +102,14 @@ struct OnlineSoftmax {
                 sum[row] *= shrink[row];
                 maximum[row] = top[row];
             }
+            look();
         }
-        const float shift[2] = {shift_of(maximum[0], unit), shift_of(maximum[1], unit)};
+        take_off(scores);
+        const float shifts[2] = {shift(0), shift(1)};
         UNROLL
         for (int i = 0; i < Count; ++i) {
             const int row = i / 2 % 2;
-            scores[i] = ptx::exp2_approximate(fmaf(scores[i], unit, -shift[row]));
+            scores[i] = ptx::exp2_approximate(fmaf(scores[i], unit, -shifts[row]));
             sum[row] += scores[i];
         }
         return grown;
@@ -91,7 +121,7 @@ struct OnlineSoftmax {
         for (int row = 0; row < 2; ++row) {
             const float total = sum_of_four(sum[row]);
             scale[row] = total > 0 ? 1 / total : 0.0f;
-            lse[row] = total > 0 ? (maximum[row] * unit + ptx::log2_approximate(total)) * LN2 : -INFINITY;
+            lse[row] = total > 0 ? log_sum_exp(row, total) : -INFINITY;
         }
     }
 };

@@ -10,34 +10,24 @@
 namespace core {
 
 template <int Samples>
-struct Sampler {
-    float unit;  // scores times this are in units of log2
-    float maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+struct Sampler : RunningMaximum {
+    float sum[2] = {0, 0};
     float partial_sum[2] = {0, 0}, partial_surprise[2] = {0, 0};  // sum of w log2 w, over this lane's columns
     int index[2][Samples];
     float score[2][Samples];
 
-    DEVICE explicit Sampler(float unit) : unit(unit) {
+    DEVICE explicit Sampler(float unit) : RunningMaximum{unit} {
         UNROLL
         for (int r = 0; r < 2 * Samples; ++r) index[r / Samples][r % Samples] = -1, score[r / Samples][r % Samples] = 0;
     }
 
-    // Raises the maxima to those of the scores, as OnlineSoftmax does.
+    // Raises the maxima to those of the scores, as OnlineSoftmax does, and takes off what is far out.
     template <int Count>
     DEVICE void raise(float (&scores)[Count]) {
         float top[2];
-        if (!grows(scores, maximum, unit, top)) return;
-        UNROLL
-        for (int row = 0; row < 2; ++row) {
-            if (!(top[row] > maximum[row])) continue;
-            const float drop = fmaxf((maximum[row] - top[row]) * unit, FAR), shrink = ptx::exp2_approximate(drop);
-            partial_surprise[row] = shrink * (partial_surprise[row] + drop * partial_sum[row]);
-            partial_sum[row] *= shrink;
-            sum[row] *= shrink;
-            maximum[row] = top[row];
-        }
+        if (grows(scores, maximum, unit, top)) raise_to(top);
+        take_off(scores);
     }
-
     // 64 x 64 scores: the registers from `First` on. `words`: for each of the lane's two rows.
     template <int First, int Count>
     DEVICE void take(const float (&scores)[Count], int first_key, const Words (&words)[2]) {
@@ -45,7 +35,7 @@ struct Sampler {
         UNROLL
         for (int i = 0; i < 32; ++i) {
             const int row = i / 2 % 2;
-            const float distance = fmaxf(fmaf(scores[First + i], unit, -shift_of(maximum[row], unit)), FAR);
+            const float distance = fmaxf(fmaf(scores[First + i], unit, -shift(row)), FAR);
             mass[i] = ptx::exp2_approximate(distance);
             block[row] += mass[i];
             partial_surprise[row] = fmaf(mass[i], distance, partial_surprise[row]);
@@ -74,12 +64,25 @@ struct Sampler {
         for (int row = 0; row < 2; ++row) {
             const float surprise = sum_of_four(partial_surprise[row]);
             const float log_sum = ptx::log2_approximate(sum[row]);
-            lse[row] = sum[row] > 0 ? (maximum[row] * unit + log_sum) * LN2 : -INFINITY;
+            lse[row] = sum[row] > 0 ? log_sum_exp(row, sum[row]) : -INFINITY;
             entropy[row] = sum[row] > 0 ? (log_sum - surprise / sum[row]) * LN2 : 0.0f;
         }
     }
 
   private:
+    DEVICE void raise_to(const float (&top)[2]) {
+        UNROLL
+        for (int row = 0; row < 2; ++row) {
+            if (!(top[row] > maximum[row])) continue;
+            const float drop = fmaxf((maximum[row] - top[row]) * unit, FAR), shrink = ptx::exp2_approximate(drop);
+            partial_surprise[row] = shrink * (partial_surprise[row] + drop * partial_sum[row]);
+            partial_sum[row] *= shrink;
+            sum[row] *= shrink;
+            maximum[row] = top[row];
+        }
+        look();
+    }
+
     // The first block with any mass is always taken; rounding must not lose it.
     DEVICE bool moves_to(int row, int sample, float block, float target) const {
         return block > 0 && (target < block || index[row][sample] < 0);
@@ -123,7 +126,8 @@ struct Sampler {
                 if (column == place) found = row ? scores[at + 2] : scores[at];
             }
             found = max_of_four(found);
-            if (moves_to(row, r, block, target[r])) index[row][r] = first_key + place, score[row][r] = found;
+            if (moves_to(row, r, block, target[r]))
+                index[row][r] = first_key + place, score[row][r] = found + base(row);
         }
     }
 };

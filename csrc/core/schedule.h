@@ -14,7 +14,7 @@ struct Place {
 struct Tiling {
     int tiles;       // of one head
     int heads;       // over all batches
-    int section;     // heads in a section
+    int section;     // heads in a section, of all heads at most: its tiles are an int
     int last_first;  // whether work grows with the tile's number
     int* counter;    // zero at the start; not needed where every tile has a block of its own
 

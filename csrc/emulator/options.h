@@ -13,6 +13,8 @@ struct Options {
 
 Options& options();
 
+inline thread_local bool context_is_bound = false;  // a thread starts without; tensor maps need one
+
 // Once any range is registered, kernels may touch global memory only inside of the registered ranges.
 // A range that is not initialised reports reads of bytes that no kernel has written.
 void register_global(const void* pointer, size_t bytes, bool initialised = true);

@@ -13,7 +13,7 @@ void run(const SoftmaxBackwardCall& call) {
     constexpr int ROWS = Kernel::Query::ROWS, WIDTH = Kernel::Query::WIDTH;
     const auto stream = reinterpret_cast<ptx::Stream>(call.stream);
     const Shape shape = shape_of(call.query, call.key);
-    const int tiles = ceil_div(shape.len_q, ROWS), padded = tiles * ROWS, heads = shape.batch * shape.heads;
+    const int64_t tiles = ceil_div(shape.len_q, ROWS), padded = tiles * ROWS, heads = heads_of(shape);
 
     BackwardRowsParams rows = {};
     if (HasOutput) {
@@ -24,13 +24,26 @@ void run(const SoftmaxBackwardCall& call) {
     rows.row = reinterpret_cast<const float*>(call.row);
     rows.entropy = reinterpret_cast<const float*>(call.entropy);
     rows.lse_out = reinterpret_cast<float*>(call.row_space);
-    rows.row_out = rows.lse_out + static_cast<int64_t>(heads) * padded;
-    rows.entropy_out = HasOutput ? nullptr : rows.row_out + static_cast<int64_t>(heads) * padded;
-    rows.padded_rows = padded;
+    rows.row_out = rows.lse_out + heads * padded;
+    float* const third = rows.row_out + heads * padded;
+    rows.entropy_out = HasOutput ? nullptr : third;
+    rows.base_out = HasOutput ? third : nullptr;
+    rows.query = rows_of(call.query);
+    rows.key = rows_of(call.key);
+    rows.head_width = static_cast<int>(call.query.sizes[3]);
+    rows.scores = scores_of(call.scores, call.centers);
+    rows.extras = extras_of(call.extras);
+    rows.padded_rows = static_cast<int>(padded);
     rows.width = static_cast<int>(call.output.sizes[3]);
     rows.shape = shape;
     using RowsKernel = kernels::BackwardRows<T>;
-    ptx::launch<RowsKernel>(rows, ceil_div(static_cast<int64_t>(heads) * padded, RowsKernel::ROWS), stream);
+    const int row_blocks = grid_of(RowsKernel::name, ceil_div(heads * padded, RowsKernel::ROWS));
+    using QueryKernel = kernels::BackwardQuery<T>;
+    const int query_blocks = grid_of(QueryKernel::name, heads * tiles * Kernel::SQUARES);
+    const core::Tiling tiling =
+        tiling_of(Kernel::name, ceil_div(shape.len_k, Kernel::KEYS), heads / shape.group,
+                  heads_in_cache(static_cast<int64_t>(shape.len_q) * shape.group, WIDTH), false, call.counter);
+    ptx::launch<RowsKernel>(rows, row_blocks, stream);
 
     SoftmaxBackwardParams params = {};
     params.query = map_of<T>(call.query, ROWS);
@@ -44,25 +57,24 @@ void run(const SoftmaxBackwardCall& call) {
     params.lse = rows.lse_out;
     params.row = rows.row_out;
     params.entropy = rows.entropy_out;
+    params.base = rows.base_out;
     params.grad_query = reinterpret_cast<float*>(call.query_space);
-    params.padded_rows = padded;
+    params.padded_rows = static_cast<int>(padded);
     params.shape = shape;
-    params.scores = scores_of(call.scores, call.centers);
-    params.extras = extras_of(call.extras);
-    params.tiling = {ceil_div(shape.len_k, Kernel::KEYS), heads / shape.group,
-                     heads_in_cache(static_cast<int64_t>(shape.len_q) * shape.group, WIDTH), false,
-                     reinterpret_cast<int*>(call.counter)};
+    params.scores = rows.scores;
+    params.extras = rows.extras;
+    params.tiling = tiling;
     launch_persistent<Kernel>(params, call.stream);
 
     BackwardQueryParams query;
     query.sums = params.grad_query;
     query.grad_query = rows_of(call.grad_query);
-    query.padded_rows = padded;
+    query.padded_rows = static_cast<int>(padded);
     query.squares_beside = Kernel::Query::COLUMNS;
     query.width = static_cast<int>(call.query.sizes[3]);
     query.scale = call.scores.scale;
     query.shape = shape;
-    ptx::launch<kernels::BackwardQuery<T>>(query, heads * tiles * Kernel::SQUARES, stream);
+    ptx::launch<QueryKernel>(query, query_blocks, stream);
 }
 
 }  // namespace instances

@@ -1,5 +1,6 @@
 // Before the backward: what each row's gradients have in common. Eight lanes take a row.
 #pragma once
+#include "core/extras.h"
 #include "core/online_softmax.h"
 #include "params.h"
 #include <ptx/launch.h>
@@ -29,34 +30,68 @@ struct BackwardRows {
         const int batch = static_cast<int>(head / params.shape.heads),
                   own = static_cast<int>(head % params.shape.heads);
         const bool inside = batch < params.shape.batch, exists = inside && row < params.shape.len_q;
-        float dot = 0;
-        if (exists && params.output.data) {
-            const T* output = params.output.row<T>(batch, own, row);
-            const T* gradient = params.grad_output.row<T>(batch, own, row);
-            for (int first = lane * 8; first < params.width; first += LANES * 8) {
-                const Eight a = ptx::load_global(reinterpret_cast<const Eight*>(output + first));
-                const Eight b = ptx::load_global(reinterpret_cast<const Eight*>(gradient + first));
-                UNROLL
-                for (int i = 0; i < 4; ++i) {
-                    dot = fmaf(low(a.pairs[i]), low(b.pairs[i]), dot);
-                    dot = fmaf(high(a.pairs[i]), high(b.pairs[i]), dot);
+        float mean = 0;
+        if (exists && params.output.data)
+            mean = dot(params.output.row<T>(batch, own, row), params.grad_output.row<T>(batch, own, row), params.width,
+                       lane * 8, LANES * 8);
+        UNROLL
+        for (int mask = 1; mask < LANES; mask *= 2) mean += ptx::shuffle_xor(mean, mask);
+        const float total = total_of(params, batch, own, row, lane, exists);
+        if (lane != 0 || !inside) return;
+        float lse = INFINITY, entropy = 0, base = 0;
+        if (exists) {
+            const int64_t at = head * params.shape.len_q + row;
+            lse = ptx::load_global(params.lse + at);
+            if (total > 0) base = lse;
+            lse = total > 0 ? ptx::log2_approximate(total) : lse * core::LOG2E;
+            if (lse == -INFINITY) lse = INFINITY;  // a row with nothing to see: all its weights are 0
+            if (params.entropy) entropy = ptx::load_global(params.entropy + at);
+            if (params.row) mean += ptx::load_global(params.row + at);
+        }
+        ptx::store_global(params.lse_out + index, lse);
+        ptx::store_global(params.row_out + index, mean);
+        if (params.entropy_out) ptx::store_global(params.entropy_out + index, entropy);
+        if (params.base_out) ptx::store_global(params.base_out + index, base);
+    }
+
+    // Of a row that a mask puts so far out that its lse has lost the logarithm: the sum of the weights that it gives. 0
+    // for every other row. Each of the eight lanes takes every eighth key.
+    static DEVICE float total_of(const Params& params, int batch, int head, int row, int lane, bool exists) {
+        float total = 0;
+        if (exists && params.base_out && params.extras.mask_kind > ScoreExtras::BOOL) {
+            const Shape& shape = params.shape;
+            const int64_t at = (static_cast<int64_t>(batch) * shape.heads + head) * shape.len_q + row;
+            const float lse = ptx::load_global(params.lse + at);
+            if (fabsf(lse) > core::FARTHEST_LSE && lse != -INFINITY) {
+                const core::Extras<T> extras(params.extras, shape, batch, head);
+                const core::Range keys = params.scores.window.keys_of(row, shape.len_k);
+                const T* query = params.query.row<T>(batch, head, row);
+                for (int key = keys.begin + lane; key < keys.end; key += LANES) {
+                    const float product =
+                        dot(query, params.key.row<T>(batch, head / shape.group, key), params.head_width);
+                    const float distance = extras.score(product * params.scores.scale, row, key) - lse;
+                    total += ptx::exp2_approximate(fminf(distance, 0.0f) * core::LOG2E);
                 }
             }
         }
         UNROLL
-        for (int mask = 1; mask < LANES; mask *= 2) dot += ptx::shuffle_xor(dot, mask);
-        if (lane != 0 || !inside) return;
-        float lse = INFINITY, entropy = 0;
-        if (exists) {
-            const int64_t at = head * params.shape.len_q + row;
-            lse = ptx::load_global(params.lse + at) * core::LOG2E;
-            if (lse == -INFINITY) lse = INFINITY;  // a row with nothing to see: all its weights are 0
-            if (params.entropy) entropy = ptx::load_global(params.entropy + at);
-            if (params.row) dot += ptx::load_global(params.row + at);
+        for (int mask = 1; mask < LANES; mask *= 2) total += ptx::shuffle_xor(total, mask);
+        return total;
+    }
+
+    // Of columns [first, width), every `step`-th eight of them.
+    static DEVICE float dot(const T* left, const T* right, int width, int first = 0, int step = 8) {
+        float sum = 0;
+        for (; first < width; first += step) {
+            const Eight a = ptx::load_global(reinterpret_cast<const Eight*>(left + first));
+            const Eight b = ptx::load_global(reinterpret_cast<const Eight*>(right + first));
+            UNROLL
+            for (int i = 0; i < 4; ++i) {
+                sum = fmaf(low(a.pairs[i]), low(b.pairs[i]), sum);
+                sum = fmaf(high(a.pairs[i]), high(b.pairs[i]), sum);
+            }
         }
-        ptx::store_global(params.lse_out + index, lse);
-        ptx::store_global(params.row_out + index, dot);
-        if (params.entropy_out) ptx::store_global(params.entropy_out + index, entropy);
+        return sum;
     }
 
     static DEVICE float low(uint32_t pair) { return ptx::to_float(T{static_cast<uint16_t>(pair)}); }

@@ -10,9 +10,11 @@ namespace kernels {
 
 // HasExtras: a soft cap, mask or dropout may be there; with learned centres a soft cap.
 template <class T, int Width, int Rows, core::Sight Seen, bool HasOutput, bool HasExtras>
-struct SoftmaxBackwardByColumns : core::KeyTiles<Width, Rows, 64, 1, Seen, HasOutput> {
+struct SoftmaxBackwardByColumns
+    : core::KeyTiles<Width, Rows, 64, 1, Seen, HasOutput, HasExtras && Seen == core::Sight::WINDOW> {
     using Params = SoftmaxBackwardParams;
-    using Base = core::KeyTiles<Width, Rows, 64, 1, Seen, HasOutput>;
+    static constexpr bool HAS_BASE = HasExtras && Seen == core::Sight::WINDOW;  // with learned centres is no mask
+    using Base = core::KeyTiles<Width, Rows, 64, 1, Seen, HasOutput, HAS_BASE>;
     using Base::ALL_CONSUMERS, Base::GROUP, Base::GROUPS, Base::GRAD_OUTPUTS, Base::KEY, Base::KEYS, Base::LSE;
     using Base::grad_output_ring, Base::key_ring, Base::params, Base::query_ring, Base::shared;
     using Base::OWN, Base::QUERIES, Base::ROW, Base::SQUARE_BYTES, Base::SQUARES, Base::STAGES, Base::VALUE;
@@ -78,8 +80,8 @@ struct SoftmaxBackwardByColumns : core::KeyTiles<Width, Rows, 64, 1, Seen, HasOu
                 const core::Extras<T> extras(params.extras, shape, work.batch, head);
                 const int first_query = block * Rows + own_row;
                 const Place place{first_query + core::fragment_column(), work.keys.begin + core::fragment_row()};
-                uint32_t kept = 0;  // by dropout: a bit for every register
-                float gaussian[OWN_ROWS / 2];
+                uint32_t kept = 0;                                   // by dropout: a bit for every register
+                float gaussian[OWN_ROWS / 2], slopes[OWN_ROWS / 2];  // of the soft cap, but for centres
                 UNROLL
                 for (int i = 0; i < OWN_ROWS / 2; ++i) gaussian[i] = 1;
                 auto factor = [&](int i) {
@@ -102,10 +104,16 @@ struct SoftmaxBackwardByColumns : core::KeyTiles<Width, Rows, 64, 1, Seen, HasOu
                 } else {
                     if constexpr (HasExtras) {
                         UNROLL
-                        for (int i = 0; i < OWN_ROWS / 2; ++i)
-                            scores[i] = extras.score(scores[i] * params.scores.scale, place.query(i), place.key(i));
+                        for (int i = 0; i < OWN_ROWS / 2; ++i) {
+                            const float capped = extras.capped(scores[i] * params.scores.scale);
+                            slopes[i] = extras.slope(capped);
+                            scores[i] = extras.biased(capped, place.query(i), place.key(i));
+                        }
                     }
                     this->mask(scores, work.keys.begin, first_query);
+                    if constexpr (HAS_BASE)
+                        this->for_each_row(scores, Base::BASE, stage.stage, own_row,
+                                           [&](int i, float base) { scores[i] -= base; });
                 }
                 this->weigh(scores, grad_weights, unit, stage.stage, own_row);
                 if constexpr (HasOutput) {
@@ -142,16 +150,24 @@ struct SoftmaxBackwardByColumns : core::KeyTiles<Width, Rows, 64, 1, Seen, HasOu
                 if (biased)
                     around.add_gradients(scores, place.first_query, place.first_key,
                                          [&](int i) { return grad_weights[i]; });
-                if constexpr (HasExtras) {
+                if constexpr (CENTERED) {  // there are no registers for slopes
                     this->for_each_row(scores, LSE, stage.stage, own_row, [&](int i, float lse) {
-                        if (!CENTERED && extras.options.mask_gradient)
-                            extras.add_gradient(grad_weights[i], place.query(i), place.key(i));
                         if (grad_weights[i] != 0 && extras.caps()) {  // then the weight is not 0, and gives the score
-                            float score = (ptx::log2_approximate(scores[i]) + lse) * core::LN2;
-                            if (biased) score -= around.bias(around.of(place.query(i)), place.key(i));
-                            grad_weights[i] *= extras.slope(score, place.query(i), place.key(i));
+                            float capped = (ptx::log2_approximate(scores[i]) + lse) * core::LN2;
+                            if (biased) capped -= around.bias(around.of(place.query(i)), place.key(i));
+                            // less the mask, which is none here: so the compiler spills nothing
+                            const float relative =
+                                (capped - extras.bias(place.query(i), place.key(i))) / extras.options.softcap;
+                            grad_weights[i] *= fmaxf(1 - relative * relative, 0.0f);
                         }
                     });
+                } else if constexpr (HasExtras) {
+                    UNROLL
+                    for (int i = 0; i < OWN_ROWS / 2; ++i) {
+                        if (extras.options.mask_gradient)
+                            extras.add_gradient(grad_weights[i], place.query(i), place.key(i));
+                        grad_weights[i] *= slopes[i];
+                    }
                 }
                 core::pack_all<T>(packed, grad_weights);
                 core::store_packed<Weights>(grad_scores, 0, packed, own_row);

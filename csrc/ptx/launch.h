@@ -2,7 +2,9 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <atomic>
+#include <climits>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -29,11 +31,17 @@ inline int current_device() {
     return device;
 }
 
-// Of the current device.
+// A thread that has called nothing of CUDA yet has no context, which tensor maps and launches need.
+inline void bind_context() { check(cudaSetDevice(current_device()), "cudaSetDevice"); }
+
+// That persistent grids fill at most, for tests: fewer blocks take many tiles each.
+inline std::atomic<int> most_multiprocessors = INT_MAX;
+
+// Of the current device, to be filled.
 inline int multiprocessors() {
     int count;
     check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, current_device()), "cudaDeviceGetAttribute");
-    return count;
+    return std::min<int>(count, most_multiprocessors);
 }
 
 inline void set_zero(void* pointer, int64_t bytes, Stream stream) {

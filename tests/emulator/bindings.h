@@ -23,6 +23,7 @@ constexpr auto ELEMENT = std::is_same_v<T, ptx::fp16> ? ptx::Element::fp16 : ptx
 // Sizes are (columns, rows, heads, batches), strides of the last three in bytes.
 template <class T>
 ptx::TensorMap tensor_map(int64_t data, std::array<int64_t, 4> sizes, std::array<int64_t, 3> strides, int box_rows) {
+    ptx::bind_context();
     return ptx::make_tensor_map(ELEMENT<T>, pointer<void>(data), {sizes[0], sizes[1], sizes[2], sizes[3]},
                                 {strides[0], strides[1], strides[2]}, box_rows);
 }

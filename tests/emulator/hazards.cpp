@@ -61,6 +61,7 @@ int run(const std::string& name, bool planted, uint64_t seed, bool checks) {
     for (float& word : result) word = NAN;
     const auto map = [](const void* data) {
         constexpr int64_t ROW = SIDE * 2, ALL = SIDE * ROW;
+        ptx::bind_context();
         return ptx::make_tensor_map(ptx::Element::bf16, data, {SIDE, SIDE, 1, 1}, {ROW, ALL, ALL}, SIDE);
     };
     emulator::forget_globals();

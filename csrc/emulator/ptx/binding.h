@@ -10,6 +10,7 @@ inline void bind_machine(pybind11::module_& module) {
     module.def("set_options", [](uint64_t seed, bool checks, int multiprocessors) {
         emulator::options() = {seed, checks, multiprocessors};
     });
+    module.def("limit_multiprocessors", [](int most) { emulator::options().multiprocessors = most; });
     module.def("register_global", [](int64_t address, size_t bytes, bool initialised) {
         emulator::register_global(reinterpret_cast<const void*>(address), bytes, initialised);
     });

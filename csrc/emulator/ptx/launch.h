@@ -11,6 +11,8 @@ namespace ptx {
 
 using Stream = void*;
 
+inline void bind_context() { emulator::context_is_bound = true; }
+
 inline int multiprocessors() { return emulator::options().multiprocessors; }
 
 inline void set_zero(void* pointer, int64_t bytes, Stream) {

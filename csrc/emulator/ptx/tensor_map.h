@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "emulator/options.h"
 #include "emulator/tensor.h"
 
 namespace ptx {
@@ -15,6 +16,7 @@ enum class Element { bf16, fp16 };
 inline TensorMap make_tensor_map(Element, const void* data, const int64_t (&sizes)[4], const int64_t (&strides)[3],
                                  int box_rows) {
     const auto refuse = [](const std::string& why) { throw std::runtime_error("tensor map refused: " + why); };
+    if (!emulator::context_is_bound) refuse("this thread has no context (CUresult 201)");
     if (reinterpret_cast<uintptr_t>(data) % 16 != 0) refuse("the data are not aligned to 16 bytes");
     for (int64_t size : sizes)
         if (size < 1 || size > int64_t(1) << 32) refuse("a size of " + std::to_string(size));
