@@ -6,6 +6,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 from setuptools.errors import CompileError
 
 # A checkout finds the same folders through the symbolic links attnkern/triton_kernels and attnkern/bench.
@@ -24,10 +25,19 @@ class BuildKernels(build_ext):
             raise CompileError(f"{error} (ATTNKERN_CUDA=0 installs without the CUDA kernels)") from None
 
 
+class WithLinks(sdist):
+    """A source archive that runs where it is unpacked, as a checkout does: setuptools leaves links to folders out."""
+
+    def make_release_tree(self, base_dir, files):
+        super().make_release_tree(base_dir, files)
+        for name, folder in FOLDERS.items():
+            Path(base_dir, *name.split(".")).symlink_to(Path("..", folder))
+
+
 setup(
     packages=[*find_packages(include=["attnkern", "attnkern.*"], exclude=[f"{name}*" for name in FOLDERS]), *FOLDERS],
     package_dir=FOLDERS,
     package_data={"attnkern.bench": ["page.html"]},
     ext_modules=[Extension("attnkern._cuda", sources=[])] if WITH_CUDA else [],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "sdist": WithLinks},
 )

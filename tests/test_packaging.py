@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,27 @@ def test_readme_examples_run(monkeypatch, tmp_path):
     for block in blocks:
         if "from_pretrained" not in block:
             exec(block, names)
+    assert {file.name for file in tmp_path.glob("*.json")} >= {"profile.json", "profile.trace.json"}
+
+
+def test_a_source_archive_holds_what_tests_need(tmp_path):
+    """Every tracked file, the links among them, so that tests and commands run where it is unpacked."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout: nothing says which files belong to it")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tracked = [name for name in listed.split("\0") if name and os.path.lexists(ROOT / name)]
+    checkout = tmp_path / "checkout"
+    for name in tracked:
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, checkout / name, follow_symlinks=False)
+    environment = os.environ | {"ATTNKERN_CUDA": "0"}
+    command = [sys.executable, "setup.py", "-q", "sdist"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    (archive,) = (checkout / "dist").glob("attnkern-*.tar.gz")
+    with tarfile.open(archive) as opened:
+        held = {entry.name.partition("/")[2]: entry for entry in opened.getmembers()}
+    assert set(tracked) <= held.keys()
+    for name in ("bench", "triton_kernels"):
+        assert held[f"attnkern/{name}"].linkname == f"../{name}"
+        assert f"attnkern/{name}/__init__.py" not in held

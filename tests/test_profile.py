@@ -1,11 +1,13 @@
 """Profiles of models and functions, ours and others', on whatever device there is."""
 
 import json
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import attnkern
 from attnkern import Problem, mac
@@ -125,3 +127,142 @@ def test_errors():
     with pytest.raises(RuntimeError):
         profiled(broken, torch.ones(3, 4))
     assert not nn.modules.module._global_forward_pre_hooks and not nn.modules.module._global_forward_hooks
+
+
+class FeedForward(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        return self.narrow(F.gelu(self.wide(x)))
+
+
+@pytest.mark.parametrize("way", ["module", "in place", "function"])
+def test_what_is_compiled_stays_compiled(way):
+    """Dynamo gives up code that it meets under a dispatch mode; global hooks it would compile into its graphs."""
+    torch._dynamo.reset()
+    runs, traces = [], []
+
+    def backend(graph, inputs):
+        traces.append(graph)
+        return lambda *tensors: (runs.append(1), graph(*tensors))[1]
+
+    inner = FeedForward()
+    compiled = {
+        "module": lambda: torch.compile(inner, backend=backend),
+        "in place": lambda: (inner.compile(backend=backend), inner)[1],
+        "function": lambda: torch.compile(lambda x: inner(x) + 1, backend=backend),
+    }[way]()
+    x = torch.randn(4, 8)
+    for _ in range(2):
+        runs.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = profiled(compiled, x)
+        assert found.total.macs == 2 * 4 * 8 * 16
+        assert runs and operation(found, "compiled code").seconds > 0
+        assert found.total.seconds == pytest.approx(sum(row.seconds for row in found.operations))
+        runs.clear()
+        compiled(x)
+        assert runs == [1] and len(traces) == 1
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in inner.modules())
+
+
+def products_of(function, *inputs, **options) -> int:
+    found = profiled(function, *inputs, **options)
+    assert not found.uncounted
+    return found.total.macs
+
+
+def test_operations_that_torch_has_no_formula_for(device):
+    matrix, vector, batch = torch.randn(5, 7, device=device), torch.randn(7, device=device), torch.randn(3, 5, 7)
+    batch = batch.to(device)
+    assert products_of(torch.mv, matrix, vector) == products_of(torch.matmul, matrix, vector) == 35
+    assert products_of(torch.addmv, torch.randn(5, device=device), matrix, vector) == 35
+    assert products_of(torch.dot, vector, vector) == products_of(torch.vdot, vector, vector) == 7
+    assert products_of(torch.addr, matrix, matrix[:, 0], vector) == 35
+    assert products_of(torch.addbmm, torch.randn(5, 5, device=device), batch, batch.mT) == 3 * 25 * 7
+    assert products_of(torch.baddbmm, torch.randn(5, 5, device=device), batch, batch.mT) == 3 * 25 * 7
+    assert products_of(torch.einsum, "bij,bkj->bik", batch, batch) == 3 * 25 * 7
+    assert products_of(torch.cdist, batch, batch) == products_of(torch.cdist, batch, batch, p=1.0) == 3 * 25 * 7
+    assert products_of(torch.pdist, matrix) == 10 * 7
+    square = torch.randn(5, 5, device=device)
+    for call in (lambda: square.addmm_(matrix, matrix.T), lambda: torch.mm(matrix, matrix.T, out=square)):
+        assert products_of(call) == 25 * 7
+    assert products_of(nn.Bilinear(7, 6, 2, device=device), batch, torch.randn(3, 5, 6, device=device)) == 15 * 84
+
+
+@pytest.mark.parametrize("kind, gates", [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+@pytest.mark.parametrize("layers, bidirectional", [(1, False), (2, True)])
+def test_recurrent_layers(kind, gates, layers, bidirectional, device):
+    steps, batch, features, hidden, ways = 6, 3, 5, 7, 1 + bidirectional
+    model = kind(features, hidden, layers, bidirectional=bidirectional, device=device)
+    x = torch.randn(steps, batch, features, device=device, requires_grad=True)
+    weights = gates * hidden * ways * (features + hidden + (layers - 1) * (ways * hidden + hidden))
+    with torch.no_grad():
+        assert products_of(model, x) == steps * batch * weights
+    macs = products_of(model, x, backward=True)
+    # without a fused layer nobody needs a gradient of the first hidden state
+    assert (
+        3 * steps * batch * weights - layers * ways * batch * gates * hidden**2 <= macs <= 3 * steps * batch * weights
+    )
+    assert x.grad is None and all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_convolutions_with_groups(groups, transposed, device):
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    model = kind(4, 8, 3, stride=2, padding=1, groups=groups, device=device)
+    x = torch.randn(2, 4, 9, 9, device=device, requires_grad=True)
+    places = 9 * 9 if transposed else 5 * 5
+    forward = 2 * places * 4 * 8 * 9 // groups
+    assert products_of(model, x) == forward
+    assert products_of(model, x, backward=True) == 3 * forward
+    assert products_of(model, x.detach(), backward=True) == 2 * forward
+
+
+def test_what_is_not_counted_is_named():
+    square = torch.eye(4) + 1
+    found = profiled(lambda: torch.fft.fft(torch.linalg.solve(torch.relu(square), square) @ square))
+    assert found.total.macs == 4**3
+    assert set(found.uncounted) == {"aten::_linalg_solve_ex", "aten::_fft_r2c"}
+    assert "_linalg_solve_ex (1)" in str(found)
+
+
+def test_an_operation_of_somebody_else_is_named():
+    library = torch.library.Library("somebody", "DEF")
+    library.define("twice(Tensor x) -> Tensor")
+    library.impl("twice", lambda x: 2 * x, "CompositeExplicitAutograd")
+    assert profiled(torch.ops.somebody.twice, torch.ones(3)).uncounted == {"somebody::twice": 1}
+    assert "not in the MACs" not in str(profiled(attnkern.global_attention, *[torch.randn(1, 1, 4, 8)] * 3))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_leaves_gradients_alone(reentrant):
+    inner = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    inner[0].bias.grad = kept = torch.ones(8)
+    x = torch.randn(4, 8, requires_grad=True)
+    found = profiled(lambda: checkpoint(inner, x, use_reentrant=reentrant), backward=True)
+    assert found.total.macs == 4 * 4 * 8 * 8  # forward twice
+    assert x.grad is None and inner[0].weight.grad is None
+    assert inner[0].bias.grad is kept and kept.equal(torch.ones(8))
+
+
+def test_backward_where_gradients_are_off():
+    model, x = nn.Linear(8, 8), torch.randn(4, 8)
+    with torch.no_grad():
+        assert profiled(model, x, backward=True).total.macs == 2 * 4 * 8 * 8
+    with torch.inference_mode(), pytest.raises(ValueError, match="backward=True .*inference_mode"):
+        profiled(model, x, backward=True)
+
+
+def test_the_profilers_own_marks_are_no_operations():
+    def model(x):
+        with torch.profiler.record_function("mine"):
+            return x + 1
+
+    found = profiled(nn.Sequential(nn.ReLU()), torch.ones(3))
+    assert [row.name for row in found.operations] == ["aten::relu"] and found.total.calls == 1
+    assert [row.name for row in profiled(model, torch.ones(3)).operations] == ["aten::add"]

@@ -16,22 +16,33 @@ class Modules:
 
     Nodes of the autograd graph are numbered as they are made; the numbers at which a module begins and ends tell, in
     the backward, whose node is running.
+
+    Args:
+        model: whose modules have names.
+        seen: watch these modules alone, by hooks of their own; else all there are, by global hooks, which only eager
+            code may run under: dynamo would compile them into the graphs that it keeps.
     """
 
-    def __init__(self, model: object):
+    def __init__(self, model: object, seen: "Modules | None" = None):
         self.kinds = {"": type(model).__name__ if isinstance(model, nn.Module) else "function"}
-        self.calls, self._names = Counter(), {}
+        self.calls, self._names, self._called = Counter(), {}, set()
         if isinstance(model, nn.Module):
             for name, module in model.named_modules():
                 self._name(module, name)
+        self._seen = seen
         self._stack, self._ranges = [""], []
         self._numbers, self._owners = [], []  # from this number on, nodes belong to this module
 
     def __enter__(self) -> "Modules":
-        self._hooks = (
-            register_module_forward_pre_hook(self._begin),
-            register_module_forward_hook(self._end, always_call=True),
-        )
+        if self._seen is None:
+            begin, end = register_module_forward_pre_hook, register_module_forward_hook
+            self._hooks = [begin(self._begin), end(self._end, always_call=True)]
+        else:
+            self._names, self.kinds = self._seen._names, self._seen.kinds
+            self._hooks = []
+            for module in self._seen._called - _compiled(self._seen._called):
+                self._hooks.append(module.register_forward_pre_hook(self._begin, prepend=True))
+                self._hooks.append(module.register_forward_hook(self._end, always_call=True))
         self._mark()
         return self
 
@@ -56,6 +67,7 @@ class Modules:
         if module not in self._names:  # it is no part of the model: the model is a function
             for name, part in module.named_modules(prefix=type(module).__name__):
                 self._name(part, name)
+        self._called.add(module)
         name = self._names[module]
         self._stack.append(name)
         self.calls[name] += 1
@@ -76,3 +88,14 @@ class Modules:
     def _name(self, module: nn.Module, name: str) -> None:
         self._names.setdefault(module, name)
         self.kinds.setdefault(name, type(module).__name__)
+
+
+def _compiled(called: set[nn.Module]) -> set[nn.Module]:
+    """Modules that run as compiled code: dynamo would compile their hooks into it."""
+    found = set()
+    for module in called:
+        if isinstance(module, torch._dynamo.OptimizedModule):
+            found.update(module._orig_mod.modules())
+        elif module._compiled_call_impl is not None:
+            found.update(module.modules())
+    return found

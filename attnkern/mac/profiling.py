@@ -5,6 +5,8 @@ import json
 import os
 import statistics
 import time
+import warnings
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -73,7 +75,10 @@ class Profile:
         total: the whole call.
         parts: attention, and the rest.
         modules: every module that was called, with all inside it; `name` as in `named_modules`.
-        operations: every kind of operation.
+        operations: every kind of operation. What `torch.compile` made of several is one, "compiled code": its MACs
+            and bytes are those of the operations it replaces.
+        uncounted: calls by operation that may multiply and accumulate, but that nobody has a formula for: they are
+            no part of the MACs.
     """
 
     device: str
@@ -82,6 +87,7 @@ class Profile:
     parts: list[Row]
     modules: list[Row]
     operations: list[Row]
+    uncounted: dict[str, int]
     roofs: Roofs
     _trace: torch.profiler.profile = dataclasses.field(repr=False)
 
@@ -104,77 +110,92 @@ def profile(
 ) -> Profile:
     """Times a model or a function, operation by operation, and counts its MACs, bytes and memory.
 
-    It is called several times: to warm up, to count, for the clock, and once under torch's profiler, which slows
-    it on a CPU. Parameters' gradients are put back as they were; whatever else a call changes, it changes each time.
+    It is called several times: to count (eagerly, what `torch.compile` compiled, too), to warm up, for the clock, and
+    once under torch's profiler, which slows it on a CPU. What is compiled stays so. Parameters' gradients are put back
+    as they were; whatever else a call changes, it changes each time.
 
     Args:
         model: any torch module or function, ours or not.
         inputs, kwargs: what it is called with.
-        backward: also the backward, of the sum of all differentiable results.
+        backward: also the backward, of the sum of all differentiable results; under `torch.no_grad`, too.
         roofs: what to compare with; those of the device by default, measured the first time.
 
     Raises:
         TypeError: `model` cannot be called.
-        ValueError: `backward` was asked for, but no result has a gradient.
+        ValueError: `backward` was asked for, but no result has a gradient, or in `torch.inference_mode`.
     """
     if not callable(model):
         raise TypeError(f"model must be a module or a function, got {type(model).__name__}")
-    gradients = {}  # of the leaves of the graph, as they were
-
-    def clear() -> None:
-        for leaf in gradients:
-            leaf.grad = None
+    if backward and torch.is_inference_mode_enabled():
+        raise ValueError("backward=True needs gradients, which torch.inference_mode does not record: call it outside")
 
     def call() -> None:
         with torch.set_grad_enabled(backward or torch.is_grad_enabled()):
             result = model(*inputs, **kwargs)
-        if backward:
-            loss = _loss(result)
-            if not gradients:
-                gradients.update({leaf: leaf.grad for leaf in _leaves(loss)})
-                clear()
-            loss.backward()
-            clear()
+            if backward:
+                _loss(result).backward()
+        for leaf in recorder.gradients:
+            leaf.grad = None
 
+    seen = Modules(model)
+    recorder = Recorder(seen, backward)
     try:
-        call()
-        with Modules(model) as modules, Recorder(modules) as recorder:
+        with torch.compiler.set_stance("force_eager"), warnings.catch_warnings(), seen, recorder:
+            warnings.filterwarnings("ignore", ".*global hooks on modules")  # harmless to what runs eagerly
             call()
         device = recorder.device
         roofs = roofs or measure_roofs(device)
+        call()
         seconds = _median_seconds(call, device)
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
         options = {"activities": activities, "profile_memory": True, "acc_events": True}  # else torch 2.11 warns
-        with Modules(model) as modules, torch.profiler.profile(**options) as traced:
+        with Modules(model, seen) as modules, torch.profiler.profile(**options) as traced:
             call()
             _wait(device)
     finally:
-        for leaf, gradient in gradients.items():
+        for leaf, gradient in recorder.gradients.items():
             leaf.grad = gradient
     operations = {operation for _, operation in recorder.work}
     spent = trace.spent(traced, modules, operations, device.type)
     peaks = trace.peak_memory(traced, device.type)
-    rows = [_row(*place, modules.kinds, work, spent.get(place), roofs) for place, work in recorder.work.items()]
+    work = _compiled(recorder.work, spent)
+    places = dict.fromkeys((*work, *spent))
+    rows = [_row(*place, seen.kinds, work.get(place), spent.get(place), roofs) for place in places]
+    uncounted = Counter()
+    for (_, operation), done in recorder.work.items():
+        uncounted[operation] += done.uncounted
     return Profile(
         device=roofs.device,
         seconds=seconds,
-        total=_sum("total", modules.kinds[""], rows, 1, peaks.get("", 0)),
+        total=_sum("total", seen.kinds[""], rows, 1, peaks.get("", 0)),
         parts=[
             _sum("attention", "", [row for row in rows if row.attention]),
             _sum("the rest", "", [row for row in rows if not row.attention]),
         ],
         modules=[
-            _sum(name, kind, [row for row in rows if _inside(row.module, name)], modules.calls[name], peaks.get(name))
-            for name, kind in modules.kinds.items()
-            if modules.calls[name]
+            _sum(name, kind, [row for row in rows if _inside(row.module, name)], seen.calls[name], peaks.get(name))
+            for name, kind in seen.kinds.items()
+            if seen.calls[name]
         ],
         operations=[
             _sum(name, "", [row for row in rows if row.name == name])
             for name in dict.fromkeys(row.name for row in rows)
         ],
+        uncounted={operation: calls for operation, calls in uncounted.items() if calls},
         roofs=roofs,
         _trace=traced,
     )
+
+
+def _compiled(work: dict[tuple[str, str], Work], spent: dict) -> dict[tuple[str, str], Work]:
+    """The work by module and operation, where operations that run no more are part of the compiled code."""
+    running = {operation for _, operation in spent}
+    if trace.COMPILED not in running:
+        return work
+    found = defaultdict(Work)
+    for (module, operation), done in work.items():
+        found[module, operation if operation in running else trace.COMPILED].add(done)
+    return found
 
 
 @dataclasses.dataclass
@@ -183,12 +204,14 @@ class _Operation(Row):
     attention: bool = False
 
 
-def _row(module: str, operation: str, kinds: dict[str, str], work: Work, spent: trace.Spent | None, roofs: Roofs):
-    spent = spent or trace.Spent()
+def _row(
+    module: str, operation: str, kinds: dict[str, str], work: Work | None, spent: trace.Spent | None, roofs: Roofs
+):
+    work, spent = work or Work(), spent or trace.Spent()
     return _Operation(
         name=operation,
         kind=kinds[module],
-        calls=work.calls,
+        calls=spent.calls if operation == trace.COMPILED else work.calls,
         seconds=spent.seconds,
         macs=sum(work.macs.values()),
         bytes=work.bytes,
@@ -201,7 +224,7 @@ def _row(module: str, operation: str, kinds: dict[str, str], work: Work, spent: 
 
 def _is_attention(operation: str, kind: str) -> bool:
     """A fused one, or what a module called something like Attention does itself, but for its projections."""
-    return "attention" in operation or "Attention" in kind and operation not in PROJECTIONS
+    return "attention" in operation or "Attention" in kind and operation not in (*PROJECTIONS, trace.COMPILED)
 
 
 def _sum(name: str, kind: str, rows: list[Row], calls: int | None = None, peak: int | None = None) -> Row:
@@ -215,20 +238,6 @@ def _sum(name: str, kind: str, rows: list[Row], calls: int | None = None, peak: 
 
 def _inside(module: str, name: str) -> bool:
     return module == name or module.startswith(name + ".")
-
-
-def _leaves(loss: Tensor) -> set[Tensor]:
-    """Whatever a backward writes gradients to."""
-    nodes, found = {loss.grad_fn}, set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if (leaf := getattr(node, "variable", None)) is not None:
-            found.add(leaf)
-        new = {parent for parent, _ in node.next_functions if parent is not None} - nodes
-        nodes |= new
-        waiting += new
-    return found
 
 
 def _loss(result: object) -> Tensor:

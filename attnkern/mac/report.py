@@ -26,6 +26,9 @@ def text(profile: "Profile") -> str:
     lines = [f"{profile.device}", f"{1e3 * profile.seconds:.3f} ms a call, without the profiler; below, with it"]
     for title, rows in sections:
         lines += ["", *_table(title, rows, seconds)]
+    if profile.uncounted:
+        names = ", ".join(f"{name} ({calls})" for name, calls in profile.uncounted.items())
+        lines += ["", f"not in the MACs, for want of a formula (calls): {names}"]
     kernels = sorted(profile.total.kernels.items(), key=lambda entry: -entry[1])[: SHOWN["kernels"]]
     if kernels:
         lines += ["", f"{'kernels':<{NAME}} {'ms':>9} {'time':>6}"]

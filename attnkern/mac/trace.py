@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -12,12 +12,15 @@ from attnkern.mac.modules import RANGE, Modules
 
 BACKWARD = "autograd::engine::evaluate_function: "
 MEMORY = "[memory]"
+REGIONS = ("Torch-Compiled Region", "CompiledFunctionBackward")  # as traces have them
+COMPILED = "compiled code"
 
 
 @dataclass
 class Spent:
     """On all calls of one operation in one module: seconds on the device, and by the kernels it launched."""
 
+    calls: int = 0
     seconds: float = 0.0
     kernels: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
@@ -25,23 +28,47 @@ class Spent:
 def spent(
     prof: torch.profiler.profile, modules: Modules, operations: Container[str], device: str
 ) -> dict[tuple[str, str], Spent]:
-    """Time by module and operation; what an operation calls is part of it."""
+    """Time by module and operation; what an operation calls is part of it.
+
+    What compiled regions do by themselves is one operation more, `COMPILED`: the operations inside are their own.
+    """
+
     found = defaultdict(Spent)
     for event in prof.events():
-        if event.device_type != DeviceType.CPU or event.name not in operations:
+        name = _name(event, operations)
+        if event.device_type != DeviceType.CPU or name is None:
             continue
-        module, ancestor = None, event.cpu_parent
-        while ancestor is not None and ancestor.name not in operations:
-            if module is None:
-                module = _owner(ancestor, modules)
-            ancestor = ancestor.cpu_parent
-        if ancestor is not None:
+        above = list(_ancestors(event))
+        named = [_name(ancestor, operations) for ancestor in above]
+        if set(named) - {None, COMPILED}:
             continue
-        entry = found[module or "", event.name]
-        entry.seconds += (event.cpu_time_total if device == "cpu" else event.device_time_total) * 1e-6
-        for kernel in _kernels(event):
+        entry, seconds = found[_module(above, modules), name], _seconds(event, device)
+        entry.calls += 1
+        entry.seconds += seconds
+        for kernel in _kernels(event, operations if name == COMPILED else ()):
             entry.kernels[kernel.name] += kernel.duration * 1e-6
+        if COMPILED in named:
+            outside = above[named.index(COMPILED) + 1 :]
+            found[_module(outside, modules), COMPILED].seconds -= seconds
     return dict(found)
+
+
+def _name(event, operations: Container[str]) -> str | None:
+    """Of an operation."""
+    return COMPILED if event.name.startswith(REGIONS) else event.name if event.name in operations else None
+
+
+def _ancestors(event) -> Iterator:
+    while (event := event.cpu_parent) is not None:
+        yield event
+
+
+def _seconds(event, device: str) -> float:
+    return (event.cpu_time_total if device == "cpu" else event.device_time_total) * 1e-6
+
+
+def _module(above: list, modules: Modules) -> str:
+    return next((found for found in (_owner(event, modules) for event in above) if found is not None), "")
 
 
 def _owner(event, modules: Modules) -> str | None:
@@ -52,10 +79,12 @@ def _owner(event, modules: Modules) -> str | None:
     return None
 
 
-def _kernels(event):
+def _kernels(event, apart: Container[str]):
+    """Of the event and all it calls, but for operations that stand apart."""
     yield from event.kernels
     for child in event.cpu_children:
-        yield from _kernels(child)
+        if not apart or _name(child, apart) is None:
+            yield from _kernels(child, apart)
 
 
 def peak_memory(prof: torch.profiler.profile, device: str) -> dict[str, int]:
