@@ -125,9 +125,8 @@ def _softmax_at_a_fixed_denominator(score: Tensor) -> tuple[Tensor, Tensor]:
     wide = score.to(_wide(score.dtype))
     lse = _softmax(wide)[1].detach()[..., None]
     if wide.dtype != torch.float64:
-        lse = lse.double() * (
-            1 + 0.5 * torch.finfo(wide.dtype).eps
-        )  # its rounding in other units, as base two, is another
+        # its rounding in other units, as base two, is another
+        lse = lse.double() * (1 + 0.5 * torch.finfo(wide.dtype).eps)
     weights = torch.exp(wide - torch.where(lse == reference.NEG_INF, 0.0, lse)).to(score.dtype)
     return weights, _softmax(score)[1]
 
