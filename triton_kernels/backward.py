@@ -145,7 +145,8 @@ def backward_query(
                 weight, gradient, ds = score_gradient(
                     score, row_lse, product_gradient, keep, dropout_scale, i, j, len_q, len_k,
                     grad_weights, stride_gi, stride_gj, row, entropy,
-                    HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, PART != 1 or MASK != "none", ACTIVATION, UNIT,
+                    HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, PART != 1 or MASK != "none", MASK == "float",
+                    ACTIVATION, UNIT,
                 )  # fmt: skip
                 if GAUSSIAN != "none":
                     part = tl.where(weight == 0, 0.0, weight * gradient) if GAUSSIAN == "after" else ds
@@ -264,7 +265,7 @@ def backward_key_value(
                 weight, _, ds = score_gradient(
                     score, row_lse, product_gradient, keep, dropout_scale, i, j, len_q, len_k,
                     head_grad_weights, stride_gi, stride_gj, row + head_rows, entropy + head_rows,
-                    HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, True, ACTIVATION, UNIT,
+                    HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, True, MASK == "float", ACTIVATION, UNIT,
                 )  # fmt: skip
                 if HAS_OUTPUT:
                     if GAUSSIAN == "after":

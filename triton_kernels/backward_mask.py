@@ -111,7 +111,7 @@ def backward_mask(
                 score, load_lse(lse + head_rows, i, own_q, UNIT), product_gradient, keep, dropout_scale,
                 i, j, own_q, own_k, grad_weights + batch * stride_gb + head * stride_gh, stride_gi, stride_gj,
                 row + head_rows, entropy + head_rows,
-                HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, True, ACTIVATION, UNIT,
+                HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, True, True, ACTIVATION, UNIT,
             )  # fmt: skip
             sums += ds
 

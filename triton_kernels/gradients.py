@@ -34,7 +34,7 @@ def weight_gradient(
 def score_gradient(
     score, lse, product_gradient, keep, dropout_scale, i, j, len_q, len_k, grad_weights, stride_gi, stride_gj,
     row, entropy, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ENTROPY: tl.constexpr,
-    DROPOUT: tl.constexpr, MASKED: tl.constexpr, ACTIVATION: tl.constexpr, UNIT: tl.constexpr,
+    DROPOUT: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr, ACTIVATION: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Weights before dropout, their gradient g, and dS.
 
@@ -58,9 +58,8 @@ def score_gradient(
         ds = tl.where(score > 0, ds, 0.0)
     elif ACTIVATION != "linear":
         ds *= weight
-    if MASKED:  # a hidden value may hold anything, NaN included; an infinite score is a constant
-        hidden = score == float("-inf")
-        if ACTIVATION == "softmax":
-            hidden = hidden | (lse >= INFINITE)
-        ds = tl.where(hidden, 0.0, ds)
+    if MASKED:  # a hidden value may hold anything, NaN included
+        ds = tl.where(score == float("-inf"), 0.0, ds)
+    if BIASED and ACTIVATION == "softmax":  # a score that the mask makes infinite is a constant
+        ds = tl.where(lse >= INFINITE, 0.0, ds)
     return weight, gradient, ds
