@@ -57,10 +57,9 @@ def _reference(problem: Problem, operation: Operation, sources: Sources) -> list
     pairs = problem.batch * problem.heads * problem.len_q * problem.len_k
     score, value = problem.head_dim, problem.value_dim
     soft = problem.selector not in HARD or problem.straight_through
-    hard_rows = problem.num_samples if problem.selector in HARD else 0  # one-hot, each times the values
-    forward = score + value * (hard_rows + soft)
+    forward = score + value * soft  # draws are gathered
     through_scores = soft and sources.output or sources.row or sources.weights
-    backward = 2 * score * through_scores + value * (hard_rows + 2 * soft) * sources.output
+    backward = 2 * score * through_scores + 2 * value * soft * sources.output
     if problem.straight_through:  # its values take no gradient
         backward -= value * sources.output
     return [Pass("reference", pairs, backward if operation == "backward" else forward)]
