@@ -238,7 +238,7 @@ def test_flops_are_of_each_sequence():
     ("change", "error", "message"),
     [
         ({"cu_seq_k": None}, TypeError, "cu_seq_k must be a Tensor"),
-        ({"cu_seq_q": None}, ValueError, "query must have 4 dimensions"),
+        ({"cu_seq_q": None}, ValueError, "cu_seq_k needs cu_seq_q, got None"),
         ({"max_q": None}, TypeError, "max_q must be the length"),
         ({"max_k": 129}, ValueError, "max_k must be at least 130"),
         ({"cu_seq_q": torch.tensor([0, 3, 2, 9, 100, 197])}, ValueError, "cu_seq_q must begin with 0 and never fall"),
