@@ -76,11 +76,11 @@ def checked(
 ) -> Call:  # fmt: skip
     """Raises what `attnkern.global_attention` says."""
     query, key, value, plain_mask = autocast(query, key, value, None if _is_causal_bias(attn_mask) else attn_mask)
-    if packing.cu_seq_q is None:  # or else packed tensors would be taken for dense ones
-        packing = checks.check_packing(query, key, packing)
-    checks.check_tensors(query, key, value, enable_gqa, packed=packing is not None)
-    packing = packing and checks.check_packing(query, key, packing)
-    query, key, value, layout = opened(query, key, value, packing)
+    packed = checks.is_packed(packing)
+    checks.check_tensors(query, key, value, enable_gqa, packed)
+    if packed:
+        checks.check_packing(query, key, packing)
+    query, key, value, layout = opened(query, key, value, packing if packed else None)
     longest = (query.shape[2], key.shape[2]) if layout.packing is None else layout.packing[2:]
     if _is_causal_bias(attn_mask):
         diagonal = checks.causal_diagonal(attn_mask, *longest)

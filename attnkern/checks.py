@@ -63,17 +63,22 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool, p
         raise WrongValue(f"query's heads must be a multiple of key's {kv_heads}, got {_shape(query)}")
 
 
-def check_packing(query: Tensor, key: Tensor, packing: Packing) -> Packing | None:
-    """Of packed `(T, H, E)`; None if there is none.
+def is_packed(packing: Packing) -> bool:
+    """Whether there is a `cu_seq_q`, without which the others mean nothing."""
+    if packing.cu_seq_q is not None:
+        return True
+    for name, number in packing._asdict().items():
+        if number is not None:
+            raise WrongValue(f"{name} needs cu_seq_q, got None")
+    return False
+
+
+def check_packing(query: Tensor, key: Tensor, packing: Packing) -> None:
+    """Of packed `(T, H, E)`.
 
     Numbers are checked where reading them stops nothing: on a CPU, outside of a compiler.
     """
     cu_seq_q, cu_seq_k, max_q, max_k = packing
-    if cu_seq_q is None:
-        for name, number in packing._asdict().items():
-            if number is not None:
-                raise WrongValue(f"{name} needs cu_seq_q, got None")
-        return None
     for name, tensor in (("cu_seq_q", cu_seq_q), ("cu_seq_k", cu_seq_k)):
         if not isinstance(tensor, Tensor):
             raise WrongType(f"{name} must be a Tensor, got {type(tensor).__name__}")
@@ -89,7 +94,6 @@ def check_packing(query: Tensor, key: Tensor, packing: Packing) -> Packing | Non
     if cu_seq_q.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_cu_seq("cu_seq_q", cu_seq_q, "query", query, "max_q", max_q)
         _check_cu_seq("cu_seq_k", cu_seq_k, "key", key, "max_k", max_k)
-    return packing
 
 
 def _check_cu_seq(name: str, cu_seq: Tensor, of: str, tensor: Tensor, longest_name: str, longest: int) -> None:
@@ -205,12 +209,13 @@ def check_scalars(
 ) -> tuple[float, float, float]:
     """Scale, soft cap and dropout probability."""
     for name, number in (("dropout_p", dropout_p), ("softcap", softcap), ("scale", 1 if scale is None else scale)):
-        if isinstance(number, Tensor) and number.dim() == 0 and number.requires_grad:
+        is_tensor = isinstance(number, Tensor) and number.dim() == 0
+        if not (is_tensor or _is_number(number)):
+            raise WrongType(f"{name} must be a number, got {number!r}")
+        if is_tensor and number.requires_grad:
             raise WrongValue(
                 f"{name} must be a number without gradient (multiply query by a learned scale), got {number}"
             )
-        if not _is_number(number) and not (isinstance(number, Tensor) and number.dim() == 0):
-            raise WrongType(f"{name} must be a number, got {number!r}")
     scale = 1 / math.sqrt(query.shape[-1] or 1) if scale is None else _float(scale)
     softcap, dropout_p = _float(softcap), _float(dropout_p)
     if not 0 <= dropout_p <= 1:

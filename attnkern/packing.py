@@ -97,8 +97,10 @@ class Layout(NamedTuple):
     leading: tuple[int, ...] = ()
 
     def fold(self, tensor: Tensor, trailing: int) -> Tensor:
-        """What broadcasts to `(*leading, ...)`, with `trailing` more dimensions, as `(B | 1, H | 1, ...)`; a view where
-        no batch dimension of it is 1 beside one that is not."""
+        """What broadcasts to `(*leading, ...)`, with `trailing` more dimensions, as `(B | 1, H | 1, ...)`.
+
+        A view, where it can be one: not of a batch dimension of 1 beside one that is more.
+        """
         missing = len(self.leading) + trailing - tensor.dim()
         tensor = tensor[(None,) * max(missing, 2 + trailing - tensor.dim(), 0)]
         *batch, heads = tensor.shape[: tensor.dim() - trailing]
@@ -145,18 +147,12 @@ def opened(query: Tensor, key: Tensor, value: Tensor, packing: Packing | None) -
     if packing is not None:
         return *(tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value)), Layout(packing)
     if not query.is_nested:
-        leading = query.shape[:-2]
-        if len(leading) != 2:
-            query, key, value = (_four_dimensions(tensor) for tensor in (query, key, value))
-        return query, key, value, Layout(leading=leading)
+        layout = Layout(leading=query.shape[:-2])
+        if len(layout.leading) != 2:
+            query, key, value = (layout.fold(tensor, 2) for tensor in (query, key, value))
+        return query, key, value, layout
     tokens = [tensor.transpose(1, 2) for tensor in (query, key, value)]  # (B, *, H, E)
     lengths = [tensor._get_max_seqlen() for tensor in tokens[:2]]
     packing = Packing(*(tensor.offsets() for tensor in tokens[:2]), *lengths)
     dense = (tensor.values().transpose(0, 1).unsqueeze(0) for tensor in tokens)
     return *dense, Layout(packing, tokens[0])
-
-
-def _four_dimensions(tensor: Tensor) -> Tensor:
-    """`([..., H,] L, E)` as `(B, H, L, E)`."""
-    *batch, heads = (1, *tensor.shape[:-2])
-    return tensor.reshape(math.prod(batch), heads, *tensor.shape[-2:])

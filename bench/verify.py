@@ -130,10 +130,9 @@ def allowed(row: Row, begin: int, end: int, device: torch.device | str) -> Tenso
 def _exact(score: Tensor, value: Tensor, index: Tensor | None, kept: Tensor | None) -> dict[str, Tensor]:
     """All results of these queries; of hard attention, at the keys it drew, `(S, G, queries)`."""
     lse = score.logsumexp(-1)
-    if index is None:
-        weights = torch.exp(score - lse[..., None])
-        return {"output": (weights if kept is None else weights * kept) @ value}
     weights = torch.exp(score - lse[..., None])
+    if index is None:
+        return {"output": (weights if kept is None else weights * kept) @ value}
     drawn = score.expand(len(index), *score.shape).gather(-1, index[..., None]).squeeze(-1)
     entropy = lse - (weights * score.masked_fill(weights == 0, 0.0)).sum(-1)
     return {"output": value[index], "score": drawn, "lse": lse, "entropy": entropy}

@@ -204,9 +204,11 @@ class _RowTerms:
         problem = tile.block.problem
         gradient, factor = self._weight_gradient(tile)
         surprise = None
-        if self.entropy is not None:
-            surprise = self.sums.logarithms(tile).clamp_(min=FAR).mul_(self.entropy)
-        weights = self.sums.weights(tile)
+        if self.entropy is None:
+            weights = self.sums.weights(tile)
+        else:
+            weights, logarithms = self.sums.weights_and_logarithms(tile)
+            surprise = logarithms.clamp_(min=FAR).mul_(self.entropy)
         final = weights if factor is None else weights * factor
         if gradient is None:  # and there is no value whose gradient needs the weights
             grad_score = weights.mul_(-self.row if surprise is None else surprise.neg_().sub_(self.row))

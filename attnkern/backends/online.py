@@ -61,11 +61,17 @@ class RowSums:
     def weights(self, tile: Tile) -> Tensor:
         """The tile's softmax weights, before dropout."""
         weights = tile.weights(self.lse)
-        total = weights.sum(-1, keepdim=True) if self.whole_row else self.total
-        return weights if total is None else weights.div_(nonzero(total))
+        total = self._total(weights)
+        return weights if total is None else weights.div_(total)
 
-    def logarithms(self, tile: Tile) -> Tensor:
-        """Of the weights."""
-        found = tile.scores - self.lse.unsqueeze(-1)
-        total = found.exp().sum(-1, keepdim=True) if self.whole_row else self.total
-        return found if total is None else found.sub_(nonzero(total).log())
+    def weights_and_logarithms(self, tile: Tile) -> tuple[Tensor, Tensor]:
+        """The weights, and their logarithms."""
+        logarithms = tile.scores - self.lse.unsqueeze(-1)
+        weights = tile.weights(self.lse)
+        total = self._total(weights)
+        return (weights, logarithms) if total is None else (weights.div_(total), logarithms.sub_(total.log()))
+
+    def _total(self, weights: Tensor) -> Tensor | None:
+        """What to divide a tile's weights by, if anything."""
+        total = weights.sum(-1, keepdim=True) if self.whole_row else self.total
+        return None if total is None else nonzero(total)

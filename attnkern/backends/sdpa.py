@@ -66,8 +66,13 @@ def is_sound(lse: Tensor, largest: float = math.inf) -> bool:
 
     largest: above it an lse is of no use; those of empty rows are.
     """
-    seen = lse[lse != NEG_INF]
-    return bool(((seen.abs() < largest) & (seen != 0)).all())
+    return _is_between(lse, largest) or _is_between(lse.masked_fill(lse == NEG_INF, 1.0), largest)
+
+
+def _is_between(lse: Tensor, largest: float) -> bool:
+    """Whether all sizes lie between 0 and the largest, neither included; NaN does not."""
+    smallest, greatest = lse.abs().aminmax()
+    return smallest.item() > 0 and greatest.item() < largest
 
 
 def forward(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,13 @@
 """What a BERT is: `BertConfig`, and how Hugging Face's and Google's JSON say it."""
 
-import json
 import warnings
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
 import torch.nn.functional as F
+
+from attnkern.nn.json_object import read_object
 
 TANH_GELU = "gelu_new"
 ACTIVATIONS = {
@@ -85,12 +86,7 @@ class BertConfig:
             ValueError: it is no JSON object, or describes something else than this BERT.
         """
         path = Path(path)
-        try:
-            said = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is no JSON: {error}") from None
-        if not isinstance(said, dict):
-            raise ValueError(f"{path} must hold a JSON object, got {type(said).__name__}")
+        said = read_object(path)
         if others := [f"{name}={said[name]!r}" for name, ours in FIXED.items() if said.get(name, ours) != ours]:
             raise ValueError(f"{path} describes no BERT of ours: {', '.join(others)}")
         values = {f.name: said[f.name] for f in fields(cls) if f.name in said}

@@ -7,20 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnkern.api import global_attention, local_attention
+from attnkern.checks import WrongType, WrongValue
 from attnkern.nn.center import PredictedCenter
 from attnkern.nn.draws import LastDraws, shares
 from attnkern.nn.kinds import Global, Hard, Kind, Local, attend_hard, check_kind, predicts_center, refusal
 from attnkern.results import AuxRequest, HardAttention
 
 GLOBAL = Global()
-
-
-class ShapeError(ValueError, RuntimeError):
-    """A shape that torch's module refuses with RuntimeError."""
-
-
-class DtypeError(TypeError, RuntimeError):
-    """A dtype that torch's module refuses with RuntimeError."""
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -166,7 +159,7 @@ class MultiheadAttention(nn.MultiheadAttention):
                 raise AssertionError(f"was expecting {name} dimension of {width}, but got {tensor.shape[-1]}")
         batch = 0 if self.batch_first else 1
         if query.dim() == 3 and key.shape[batch] != query.shape[batch]:
-            raise ShapeError(f"key must have the batch size of query, {query.shape[batch]}, got {key.shape[batch]}")
+            raise WrongValue(f"key must have the batch size of query, {query.shape[batch]}, got {key.shape[batch]}")
         if key.shape[:-1] != value.shape[:-1]:
             raise AssertionError(
                 f"key's sequence and batch dims {key.shape[:-1]} do not match value's {value.shape[:-1]}"
@@ -244,7 +237,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         mask = reduce(torch.add, (F.pad(mask, (0, appended)) for mask in additive))
         wide = torch.promote_types(mask.dtype, query.dtype)
         if wide not in (torch.float32, query.dtype):
-            raise DtypeError(f"{' and '.join(masks)} must be bool, float32 or {query.dtype}, got {mask.dtype}")
+            raise WrongType(f"{' and '.join(masks)} must be bool, float32 or {query.dtype}, got {mask.dtype}")
         return mask if mask.dtype == torch.float32 else mask.to(wide)
 
     def _attend(self, query, key, value, mask, is_causal, wanted, center, **packing) -> tuple[Tensor, Tensor | None]:

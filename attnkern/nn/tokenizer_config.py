@@ -1,8 +1,9 @@
 """What `tokenizer_config.json`, and the files beside it, say of a BERT's tokenizer, by Hugging Face's names."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from attnkern.nn.json_object import read_object
 
 SPECIAL = {
     "pad_token": "[PAD]",
@@ -92,12 +93,4 @@ def _token(said: str | dict) -> dict:
 
 def _read(path: Path) -> dict:
     """Nothing, where there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(said, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(said).__name__}")
-    return said
+    return read_object(path) if path.exists() else {}

@@ -1,6 +1,5 @@
 """The torch.library namespace `attnkern::`, and what every operation in it shares."""
 
-import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -54,11 +53,11 @@ def prepared(implementation: Callable) -> Callable:
     @functools.wraps(implementation)
     def run(*args):
         device = next(arg.device for arg in args if isinstance(arg, Tensor))
-        with contextlib.ExitStack() as stack:
-            if device.type == "cuda" and device.index != torch.cuda.current_device():
-                stack.enter_context(torch.cuda.device(device))
-            if device.type != "meta" and torch.is_autocast_enabled(device.type):
-                stack.enter_context(torch.autocast(device.type, enabled=False))
+        elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+        autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
+        if not (elsewhere or autocast):
+            return implementation(*args)
+        with torch.cuda.device(device if elsewhere else -1), torch.autocast(device.type, enabled=False):
             return implementation(*args)
 
     return run
