@@ -12,6 +12,14 @@ demo: $(READY)  ## a real BERT, errors, speed, and a picture of it, on this mach
 test: $(READY)  ## all tests, on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
+# The definition, the blocked backend, and modules built on them.
+QUICK := reference budget priors errors philox layers position sampling decoding wordpiece
+test-quick: $(READY)  ## tests of the core, under two minutes on two cores; says what it leaves out
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal $(QUICK:%=tests/test_%.py) \
+		-k "not triton and not 1000" $(ARGS)
+	@echo "test-quick leaves out: Triton in its interpreter, CUDA kernels in the emulator and as machine code, learned"; \
+	echo "centres, Attention-over-Attention, torch.compile, models, examples, commands, benchmark, tuning, packaging (make test has all)"
+
 bench: $(READY)  ## attnkern beside its peers on this machine, under three minutes; every result checked first
 	$(BIN)/python -m attnkern bench --seconds 160 $(ARGS)
 
@@ -55,4 +63,4 @@ $(READY): pyproject.toml setup.py
 	fi
 	@touch $@
 
-.PHONY: help demo bench test lint format gpu-check gpu-build clean
+.PHONY: help demo bench test test-quick lint format gpu-check gpu-build clean

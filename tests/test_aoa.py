@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import attnkern
 from attnkern import UnsupportedProblem, attention_over_attention, mac, reference
 from attnkern.backends import aoa_shared
-from tests.cases import compare
+from attnkern.budget import Budget
+from tests.cases import check_results
 
 HALF, BF16, FP32, FP64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 # batch, words of the document and the question, features, masks, strided
@@ -64,16 +65,19 @@ def test_budget(backend, dtype, case, device, poisoned_memory, monkeypatch):
     if case[1] == 130:  # tiles shorter than the document, and more than one pass over the batch
         monkeypatch.setattr("attnkern.backends.aoa_blocked.TILE_BYTES", {"cpu": 8 * 50 * case[2]})
     document, question, *masks = tensors(*case, dtype, device)
-    exact = results(reference.attention_over_attention, document.double(), question.double(), *masks)
-    naive = results(reference.attention_over_attention, document, question, *masks)
     poisoned = [
         words if mask is None else words.masked_fill(~mask[..., None], float("nan"))
         for words, mask in zip((document, question), masks)
     ]
-    got = results(on(backend), *poisoned, *masks)
-    for name, result in got.items():
-        error = compare(result, exact[name], naive[name])
-        assert error is None, f"{name}: {error}"
+    check_results(budget_of(document, question, *masks), results(on(backend), *poisoned, *masks))
+
+
+def budget_of(document, question, *masks):
+    document, question, *masks = (None if t is None else t.cpu() for t in (document, question, *masks))
+    return Budget(
+        lambda dtype: results(reference.attention_over_attention, document.to(dtype), question.to(dtype), *masks),
+        document.dtype,
+    )
 
 
 def far_below(place, distance, device="cpu", features=8):
@@ -91,10 +95,7 @@ def far_below(place, distance, device="cpu", features=8):
 @pytest.mark.parametrize("backend", ["blocked", "triton"])
 def test_a_word_far_below_the_others(backend, features, place, distance, device):
     document, question, *masks = far_below(place, distance, device, features)
-    exact = results(reference.attention_over_attention, document.double(), question.double(), *masks)
-    naive = results(reference.attention_over_attention, document, question, *masks)
-    for name, result in results(on(backend), document, question, *masks).items():
-        assert (error := compare(result, exact[name], naive[name])) is None, f"{name}: {error}"
+    check_results(budget_of(document, question, *masks), results(on(backend), document, question, *masks))
 
 
 @pytest.mark.parametrize(("distance", "shares"), [(0.0, True), (30.0, True), (90.0, False), (3e4, False)])
