@@ -1,5 +1,6 @@
 """`make gpu-check`, dry: what it would run exists and selects something, and no stage stops another."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -138,6 +139,7 @@ def test_no_such_stage(text, capsys):
 
 
 def test_make_runs_it():
-    command = ["make", "--dry-run", "gpu-check", "STAGE=3", "PYTHON=python"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    command = ["make", "--no-print-directory", "--dry-run", "gpu-check", "STAGE=3", "PYTHON=python"]
+    own = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}  # of a make that runs the tests
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=own)
     assert shlex.split(done.stdout) == ["python", "-m", "attnkern.bench.gpu_check", "--out", "out", "--stage", "3"]
