@@ -1,12 +1,12 @@
 """What a result may err: twice what a naive computation in the same dtype errs, plus one rounding of the result.
 
-The naive computation adds and multiplies one term after the other, in either order, and the larger error counts: no
-library of products, width of vectors or number of cores moves it.
+The naive computation adds and multiplies one term after the other, in several orders, and the largest error counts: no
+library of products, width of vectors or number of cores moves it, and no luck with few terms.
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from unittest import mock
 
 import torch
@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnkern import reference
 
+ORDERS = range(8)  # of the terms of a sum: forwards, backwards, shuffled
 BLOCK = 128  # terms added one after the other, before their sum joins the others'
 MEASURES = {  # how a tensor is measured; how often the naive error; what a rounding measures, in eps times the values
     "rms": (lambda x: x.square().mean().sqrt().item(), 2, 12**-0.5),
@@ -39,7 +40,7 @@ class Budget:
     def __init__(self, compute: Callable[[torch.dtype], dict[str, Tensor]], dtype: torch.dtype):
         self._compute, self._dtype = compute, dtype
         self._results = functools.cache(self._results)
-        self.exact = self._results(False, None)
+        self.exact = self._results(False, torch.float64, None)
 
     def complaint(self, name: str, got: Tensor) -> str | None:
         """None if a result is within the budget, else what is wrong."""
@@ -59,34 +60,38 @@ class Budget:
         return max(self._budgets(name, measure, dtype))
 
     def _budgets(self, name: str, measure: str, dtype: torch.dtype) -> Iterator[float]:
-        """Ever larger ones, as more ways of computing are tried: most results need only the first."""
-        size, factor, roundings = MEASURES[measure]
-        eps, naive, scale = torch.finfo(dtype).eps, 0.0, 0.0
-        if dtype == torch.float64:  # the reference itself: only its rounding is left
-            yield 100 * eps * max(size(_finite(self.exact[name]).abs()), 1.0)
-            return
-        for fixed, backwards in itertools.product((False, True), (False, True)):
-            exact, found = self._results(fixed, None)[name], self._results(fixed, backwards)[name]
-            naive = max(naive, size(_error(found, exact)) / (2 if fixed else 1))  # twice that is one term's
-            scale = max(scale, size(_finite(exact).abs()))
-            yield factor * naive + roundings * eps * scale
+        """Ever larger ones, as more ways of computing are tried: most results need only the first.
 
-    def _results(self, fixed: bool, backwards: bool | None) -> dict[str, Tensor]:
-        """At a fixed denominator or as they are; backwards, forwards, or exact."""
+        That is torch's own products: fast, and trusted with half, as their luck is the machine's.
+        """
+        size, factor, roundings = MEASURES[measure]
+        eps, scale = torch.finfo(dtype).eps, size(_finite(self.exact[name]).abs())
+        if dtype == torch.float64:  # the reference itself: only its rounding is left
+            yield 100 * eps * max(scale, 1.0)
+            return
+        naive = 0.0
+        for order in (None, *ORDERS):
+            # at a fixed denominator it is one of two terms, and what twice its half errs is allowed
+            for fixed in (False,) if order is None else (False, True):
+                exact = self._results(fixed, torch.float64, None)[name]
+                found = self._results(fixed, self._dtype, order)[name]
+                naive = max(naive, size(_error(found, exact)) / (2 if fixed or order is None else 1))
+                scale = max(scale, size(_finite(exact).abs()))
+                yield factor * naive + roundings * eps * scale
+
+    def _results(self, fixed: bool, dtype: torch.dtype, order: int | None) -> dict[str, Tensor]:
+        """As they are or at a fixed denominator, in a dtype, by torch's products or term by term in some order."""
         softmax = _softmax_at_a_fixed_denominator if fixed else reference.softmax
-        with mock.patch.object(reference, "softmax", softmax):
-            if backwards is None:
-                return self._compute(torch.float64)
-            with _TermByTerm(backwards):
-                return self._compute(self._dtype)
+        with mock.patch.object(reference, "softmax", softmax), nullcontext() if order is None else _TermByTerm(order):
+            return self._compute(dtype)
 
 
 class _TermByTerm(TorchDispatchMode):
     """Products and sums made of single operations, in at least float32; functions as float64 rounds them."""
 
-    def __init__(self, backwards: bool):
+    def __init__(self, order: int):
         super().__init__()
-        self.step = -1 if backwards else 1
+        self.order = order
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -108,13 +113,19 @@ class _TermByTerm(TorchDispatchMode):
 
     def _add(self, total: Tensor, terms: list[tuple[Tensor, ...]]) -> Tensor:
         """The sum of terms, each a tensor or the product of two."""
-        terms, product = terms[:: self.step], torch.empty_like(total)
+        terms, product = self._ordered(terms), torch.empty_like(total)
         for begin in range(0, len(terms), BLOCK):
             part = torch.zeros_like(total)
             for term in terms[begin : begin + BLOCK]:
                 part += torch.mul(*term, out=product) if len(term) == 2 else term[0]
             total += part
         return total
+
+    def _ordered(self, terms: list) -> list:
+        if self.order < 2:
+            return terms[:: (1, -1)[self.order]]
+        shuffled = torch.randperm(len(terms), generator=torch.Generator().manual_seed(self.order))
+        return [terms[place] for place in shuffled]
 
 
 _softmax = reference.softmax
@@ -125,8 +136,8 @@ def _softmax_at_a_fixed_denominator(score: Tensor) -> tuple[Tensor, Tensor]:
     wide = score.to(_wide(score.dtype))
     lse = _softmax(wide)[1].detach()[..., None]
     if wide.dtype != torch.float64:
-        # its rounding in other units, as base two, is another
-        lse = lse.double() * (1 + 0.5 * torch.finfo(wide.dtype).eps)
+        # rounded as far as it can be: in other units, as base two, the same lse has another rounding
+        lse = lse.double() * (1 + torch.finfo(wide.dtype).eps / 2)
     weights = torch.exp(wide - torch.where(lse == reference.NEG_INF, 0.0, lse)).to(score.dtype)
     return weights, _softmax(score)[1]
 
