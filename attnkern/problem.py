@@ -5,6 +5,7 @@ Backends, error messages, MAC counts and benchmark rows all read the same `Probl
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,6 +13,25 @@ from torch import Tensor
 
 UNLIMITED = -1
 UNNORMALISED = ("linear", "relu", "exp")  # selectors whose weights depend on their own scores alone
+LARGEST = 2**63 - 1
+CHOICES = {"dtype": torch.dtype, "device": str}
+CHOICES |= dict.fromkeys(
+    ("packed", "causal", "center", "sigma", "renormalize", "straight_through", "requires_grad"), bool
+)
+NAMED = {
+    "mask": (None, "bool", "float"),
+    "selector": ("softmax", "sample", "argmax", *UNNORMALISED, "aoa"),
+    "weights": (None, "mean", "heads"),
+}
+
+
+def is_int(value: object) -> bool:
+    """Python's, numpy's, or one that torch traces; not a bool."""
+    return isinstance(value, (Integral, torch.SymInt)) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, (Real, torch.SymInt, torch.SymFloat)) and not isinstance(value, bool)
 
 
 class UnsupportedProblem(RuntimeError):
@@ -36,6 +56,10 @@ class Problem:
             queries, the question's the keys.
         dropout_p, num_samples, straight_through, weights: what else is asked for.
         requires_grad: whether this is part of a backward pass.
+
+    Raises:
+        TypeError: a field is of another type.
+        ValueError: a field has a value that no call has.
     """
 
     len_q: int
@@ -68,6 +92,7 @@ class Problem:
     requires_grad: bool = False
 
     def __post_init__(self):
+        self._check_sizes("len_q", "head_dim", "heads", "batch", "num_samples")
         defaults = {
             "len_k": self.len_q,
             "kv_heads": self.heads,
@@ -77,12 +102,42 @@ class Problem:
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
-        sizes = ("batch", "heads", "kv_heads", "len_q", "len_k", "head_dim", "value_dim")
-        for name in sizes:
-            if getattr(self, name) < 0:
-                raise ValueError(f"Problem.{name} must not be negative, got {getattr(self, name)}")
+        self._check_sizes("len_k", "kv_heads", "value_dim")
+        self._check_choices()
         if self.kv_heads and self.heads % self.kv_heads:
             raise ValueError(f"Problem.heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}")
+
+    def _check_sizes(self, *names: str) -> None:
+        for name in names:
+            size = getattr(self, name)
+            if not is_int(size):
+                raise TypeError(f"Problem.{name} must be an int, got {size!r}")
+            if size < 0:
+                raise ValueError(f"Problem.{name} must not be negative, got {size}")
+            if size > LARGEST:
+                raise ValueError(f"Problem.{name} must be below 2**63, as sizes of tensors are, got {size}")
+
+    def _check_choices(self) -> None:
+        for name, kind in CHOICES.items():
+            if not isinstance(choice := getattr(self, name), kind):
+                raise TypeError(f"Problem.{name} must be a {kind.__name__}, got {choice!r}")
+        for name in ("scale", "softcap", "dropout_p"):
+            if not is_number(number := getattr(self, name)):
+                raise TypeError(f"Problem.{name} must be a number, got {number!r}")
+        if not 0 <= self.dropout_p <= 1:
+            raise ValueError(f"Problem.dropout_p must be between 0 and 1, got {self.dropout_p}")
+        if not 0 <= self.softcap < math.inf:
+            raise ValueError(f"Problem.softcap must be a finite number, 0 for none, got {self.softcap}")
+        if not (isinstance(self.window, tuple) and len(self.window) == 2 and all(map(is_int, self.window))):
+            raise TypeError(f"Problem.window must be a tuple of two ints, got {self.window!r}")
+        if min(self.window) < UNLIMITED:
+            raise ValueError(f"Problem.window must hold counts of keys, or -1 for unlimited, got {self.window}")
+        if self.query_offset is not None and not is_int(self.query_offset):
+            raise TypeError(f"Problem.query_offset must be an int, or None for a tensor, got {self.query_offset!r}")
+        for name, allowed in NAMED.items():
+            if getattr(self, name) not in allowed:
+                named = ", ".join(map(repr, allowed))
+                raise ValueError(f"Problem.{name} must be one of {named}, got {getattr(self, name)!r}")
 
     @property
     def kind(self) -> Literal["global", "local", "hard", "mac", "aoa"]:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention.bias import causal_upper_left
@@ -162,3 +163,39 @@ def test_torchs_own_aux_request_is_understood():
 
     output, aux = call(return_aux=TorchRequest(lse=True))
     assert aux.lse.shape == (2, 4, 5) and aux.weights is None
+
+
+@pytest.mark.parametrize(
+    "choices, error, named",
+    [
+        *(({name: value}, TypeError, name)
+          for name in ("len_q", "len_k", "batch", "heads", "kv_heads", "head_dim", "value_dim", "num_samples")
+          for value in (2.5, True, "4", (4,), torch.ones(()))),
+        ({"len_q": None}, TypeError, "len_q"),
+        ({"len_q": -1}, ValueError, "len_q"),
+        ({"len_k": 2**63}, ValueError, "len_k"),
+        ({"window": (1, 2, 3)}, TypeError, "window"),
+        ({"window": [1, 2]}, TypeError, "window"),
+        ({"window": (1, 2.5)}, TypeError, "window"),
+        ({"window": (1, -2)}, ValueError, "window"),
+        ({"query_offset": 0.5}, TypeError, "query_offset"),
+        ({"dtype": "float32"}, TypeError, "dtype"),
+        ({"device": torch.device("cpu")}, TypeError, "device"),
+        ({"causal": 1}, TypeError, "causal"),
+        ({"center": "yes"}, TypeError, "center"),
+        ({"softcap": "2"}, TypeError, "softcap"),
+        ({"softcap": float("nan")}, ValueError, "softcap"),
+        ({"dropout_p": 2}, ValueError, "dropout_p"),
+        ({"scale": False}, TypeError, "scale"),
+        ({"mask": "int"}, ValueError, "mask"),
+        ({"selector": "hard"}, ValueError, "selector"),
+        ({"weights": True}, ValueError, "weights"),
+    ],
+)  # fmt: skip
+def test_a_problem_that_is_none(choices, error, named):
+    with pytest.raises(error, match=f"Problem.{named} must"):
+        attnkern.Problem(**{"len_q": 4} | choices)
+
+
+def test_sizes_of_a_problem_may_be_numpys():
+    assert attnkern.Problem(len_q=np.int64(4), dropout_p=np.float32(0.5)).pairs() == 16

@@ -4,11 +4,9 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Literal
 
-import torch
-
 from attnkern import products
 from attnkern.backends.choose import choose
-from attnkern.mac import issued
+from attnkern.mac import issued, steps
 from attnkern.mac.issued import HARD, Operation, Pass, Sources
 from attnkern.philox import SAMPLE_BLOCK
 from attnkern.problem import UNNORMALISED, Problem
@@ -218,11 +216,12 @@ def _sample_blocks(problem: Problem) -> int:
     if problem.query_offset is None:
         width = problem.len_k if -1 in (left, right) else min(problem.len_k, left + right + SAMPLE_BLOCK)
         return rows * problem.len_q * -(-width // SAMPLE_BLOCK)
-    position = torch.arange(problem.len_q) + problem.query_offset
-    begin = torch.zeros_like(position) if left < 0 else (position - left).clamp(0, problem.len_k)
-    end = torch.full_like(position, problem.len_k) if right < 0 else (position + right + 1).clamp(0, problem.len_k)
-    blocks = (end + SAMPLE_BLOCK - 1) // SAMPLE_BLOCK - begin // SAMPLE_BLOCK
-    return rows * int(torch.where(end > begin, blocks, 0).sum())
+
+    def blocks(row: int) -> int:
+        begin, end = problem.key_range(row, row + 1)
+        return -(-end // SAMPLE_BLOCK) - begin // SAMPLE_BLOCK if begin < end else 0
+
+    return rows * steps.total(blocks, problem.len_q, 1, SAMPLE_BLOCK, steps.query_bends(problem))
 
 
 def _checked(problem: Problem, which: str, through: Iterable[str] | None) -> set[str]:

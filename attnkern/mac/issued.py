@@ -4,12 +4,14 @@ One function per backend lists the passes of an operation, which is one of those
 """
 
 import dataclasses
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 
 from attnkern.backends import banded, hopper, sdpa, tiles, tuning
 from attnkern.backends.choose import load
+from attnkern.mac import steps
 from attnkern.philox import SAMPLE_BLOCK
 from attnkern.problem import UNLIMITED, Problem
 
@@ -96,17 +98,19 @@ def _blocked(problem: Problem, operation: Operation, sources: Sources) -> list[P
 def _walked(problem: Problem, align: int) -> tuple[int, int]:
     """Pairs that the blocked backend's walk computes, and those of them in rows that take several tiles."""
     rows = tiles.block_sizes(problem)[2]
-    pairs = again = 0
-    for first in range(0, problem.len_q, rows):
+
+    def area(first: int, fewest: int) -> int:
+        """Where a row takes so many tiles."""
         last = min(first + rows, problem.len_q)
         begin, end = _key_range(problem, first, last, align)
-        if begin == end:
-            continue
         found = tiles.key_tiles(begin, end, align)
-        area = (last - first) * (end - found.start)
-        pairs += area
-        again += area if len(found) > 1 else 0
-    heads = problem.batch * problem.heads
+        return (last - first) * (end - found.start) if begin < end and len(found) >= fewest else 0
+
+    bends, heads = steps.query_bends(problem), problem.batch * problem.heads
+    pairs, again = (
+        steps.total(partial(area, fewest=fewest), problem.len_q, rows, align, bends, room=2 * tiles.KEYS)
+        for fewest in (1, 2)
+    )
     return heads * pairs, heads * again
 
 
@@ -225,28 +229,33 @@ def _by_query(problem: Problem, rows: int, keys: int, *, padded: bool = True, le
     Tiles of keys begin at multiples of their size. padded: the last tiles are computed as if they were whole.
     least: tiles that a program computes, even if it sees nothing.
     """
-    pairs = 0
-    for first in range(0, problem.len_q, rows):
+
+    def area(first: int) -> int:
         last = min(first + rows, problem.len_q)
         begin, end = _key_range(problem, first, last, keys)
         covered = max(_covered(begin, end, keys), least * keys)
-        pairs += rows * covered if padded else (last - first) * min(covered, problem.len_k)
-    return problem.batch * problem.heads * pairs
+        return rows * covered if padded else (last - first) * min(covered, problem.len_k)
+
+    bends = steps.query_bends(problem)
+    return problem.batch * problem.heads * steps.total(area, problem.len_q, rows, keys, bends)
 
 
 def _by_key(problem: Problem, rows: int, keys: int) -> int:
     """The same where programs own `keys` keys each, and tiles of queries begin at multiples of their size."""
     left, right = problem.band
-    offset, pairs = problem.query_offset, 0
-    for first in range(0, problem.len_k, keys):
+    offset = problem.query_offset
+
+    def area(first: int) -> int:
         last = min(first + keys, problem.len_k)
         if offset is None or problem.center:
             begin, end = _somewhere(left, right, keys, problem.len_q, rows)
         else:
             begin = 0 if right < 0 else min(max(0, first - offset - right), problem.len_q)
             end = problem.len_q if left < 0 else min(max(0, last - offset + left), problem.len_q)
-        pairs += keys * _covered(begin, end, rows)
-    return problem.batch * problem.heads * pairs
+        return keys * _covered(begin, end, rows)
+
+    bends = steps.key_bends(problem)
+    return problem.batch * problem.heads * steps.total(area, problem.len_k, keys, rows, bends)
 
 
 def _key_range(problem: Problem, first: int, last: int, tile: int) -> tuple[int, int]:
