@@ -2,13 +2,12 @@
 
 import itertools
 import math
-import numbers
 
 import torch
 from torch import Tensor
 
 from attnkern.packing import Layout, Packing
-from attnkern.problem import UNLIMITED, UNNORMALISED
+from attnkern.problem import UNLIMITED, UNNORMALISED, is_int, is_number
 from attnkern.results import AuxRequest
 
 
@@ -89,7 +88,7 @@ def check_packing(query: Tensor, key: Tensor, packing: Packing) -> None:
         if isinstance(query, Tensor) and tensor.device != query.device:
             raise WrongValue(f"{name} must be on the device of query, {query.device}, got {tensor.device}")
     for name, longest in (("max_q", max_q), ("max_k", max_k)):
-        if not _is_int(longest):
+        if not is_int(longest):
             raise WrongType(f"{name} must be the length of the longest sequence, an int, got {longest!r}")
     if cu_seq_q.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_cu_seq("cu_seq_q", cu_seq_q, "query", query, "max_q", max_q)
@@ -177,7 +176,7 @@ def check_offset(
             return 0, packing.cu_seq_k.diff().long() - packing.cu_seq_q.diff()
         return key.shape[2] - query.shape[2], None
     if not isinstance(query_offset, Tensor):
-        if not _is_int(query_offset):
+        if not is_int(query_offset):
             raise WrongType(f"query_offset must be an int, a (batch,) tensor or 'end', got {query_offset!r}")
         return max(-FARTHEST, min(_int(query_offset), FARTHEST)), None
     if query_offset.dtype not in (torch.int32, torch.int64):
@@ -196,7 +195,7 @@ def check_window(window: tuple[int, int] | None) -> tuple[int, int]:
     if not isinstance(window, (tuple, list)) or len(window) != 2:
         raise WrongType(f"window must be a pair (left, right), got {window!r}")
     for side in window:
-        if not _is_int(side):
+        if not is_int(side):
             raise WrongType(f"window must hold two ints, got {window!r}")
         if side < UNLIMITED:
             raise WrongValue(f"window must hold counts of keys, or -1 for unlimited, got {window!r}")
@@ -210,7 +209,7 @@ def check_scalars(
     """Scale, soft cap and dropout probability."""
     for name, number in (("dropout_p", dropout_p), ("softcap", softcap), ("scale", 1 if scale is None else scale)):
         is_tensor = isinstance(number, Tensor) and number.dim() == 0
-        if not (is_tensor or _is_number(number)):
+        if not (is_tensor or is_number(number)):
             raise WrongType(f"{name} must be a number, got {number!r}")
         if is_tensor and number.requires_grad:
             raise WrongValue(
@@ -236,7 +235,7 @@ def check_seed(seed: int | Tensor | None, device: torch.device) -> None:
             raise WrongValue(f"seed must be on the device of query, {device}, got {seed.device}")
     elif seed is None:
         return
-    elif not _is_int(seed):
+    elif not is_int(seed):
         raise WrongType(f"seed must be an int, a 0-d int64 tensor or None, got {seed!r}")
     elif not -(2**63) <= seed < 2**63:
         raise WrongValue(f"seed must fit 64 bits, got {seed}")
@@ -273,7 +272,7 @@ def check_gaussian(
 def check_sigma(sigma: float | None, expected: str = "a number or None") -> None:
     if sigma is None:
         return
-    if not _is_number(sigma):
+    if not is_number(sigma):
         raise WrongType(f"sigma must be {expected}, got {sigma!r}")
     if not 0 < sigma < math.inf:
         raise WrongValue(f"sigma must be positive and finite, got {sigma}")
@@ -287,7 +286,7 @@ def check_activation(activation: str) -> None:
 def check_samples(num_samples: int | None) -> int | None:
     if num_samples is None:
         return None
-    if not _is_int(num_samples):
+    if not is_int(num_samples):
         raise WrongType(f"num_samples must be an int or None, got {num_samples!r}")
     if num_samples < 1:
         raise WrongValue(f"num_samples must be at least 1, got {num_samples}")
@@ -344,15 +343,6 @@ def check_aux(return_aux: AuxRequest | None) -> AuxRequest:
 def _broadcasts(shape, full) -> bool:
     # compared one by one: sizes may be symbols of a compiler, which `in` does not resolve
     return all(any(size == fit for fit in (whole, 1)) for size, whole in zip(shape, full))
-
-
-def _is_int(value) -> bool:
-    """Python's, a compiler's symbol, or numpy's."""
-    return isinstance(value, (int, torch.SymInt, numbers.Integral)) and not isinstance(value, bool)
-
-
-def _is_number(value) -> bool:
-    return _is_int(value) or isinstance(value, (float, torch.SymFloat, numbers.Real)) and not isinstance(value, bool)
 
 
 def _int(value) -> int:
