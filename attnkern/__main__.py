@@ -1,10 +1,10 @@
 """The command line: `python -m attnkern COMMAND`, also installed as `attnkern`."""
 
-import argparse
 import sys
 
 import attnkern
 from attnkern.commands import CommandError, bench, demo, explain, info, profile, report
+from attnkern.terminal import Parser, ending
 
 COMMANDS = {
     "demo": demo,
@@ -16,7 +16,7 @@ COMMANDS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     """One line for a wrong argument, without the usage in front."""
 
     def error(self, message: str):
@@ -31,14 +31,25 @@ def main(argv: list[str] | None = None) -> int:
     for name, module in COMMANDS.items():
         summary = module.__doc__.splitlines()[0]
         module.add_arguments(subparsers.add_parser(name, help=summary, description=module.__doc__))
-    arguments = parser.parse_args(argv)
-    try:
-        return COMMANDS[arguments.command].run(arguments)
-    except CommandError as error:
-        print(f"attnkern {arguments.command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    with ending("attnkern"):
+        arguments = parser.parse_args(_joined(sys.argv[1:] if argv is None else argv))
+        try:
+            return COMMANDS[arguments.command].run(arguments)
+        except CommandError as error:
+            print(f"attnkern {arguments.command}: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            return 130
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """`--window -1,128` as `--window=-1,128`: what begins with a minus sign would count as an option."""
+    found = []
+    for argument in argv:
+        if found and found[-1] == "--window" and argument.startswith("-"):
+            argument = f"{found.pop()}={argument}"
+        found.append(argument)
+    return found
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from attnkern.atomic import written
 from attnkern.bench.problems import PHASES, Row
-from attnkern.bench.report import FAMILIES, family, provenance, replace_file
+from attnkern.bench.report import FAMILIES, family, provenance
 from attnkern.bench.results import Result, latest
+from attnkern.commands import CommandError
 
 COLOURS = (
     "#cf3648", "#e28a12", "#1f6fb2", "#1f8f5f", "#7b8794", "#8053b0", "#0e9aa7", "#b5497f", "#8a6d1d", "#4f5bd5",
@@ -20,8 +22,11 @@ def write(path: Path, results: list[Result]) -> None:
 
     Raises:
         OSError: it cannot be written.
+        CommandError: there is nothing to draw.
     """
     timed = [r for r in latest(results) if r.macs_per_second and r.row.kind not in ("matmul", "copy")]
+    if not timed:
+        raise CommandError("none of these results has a time to draw: a page shows why")
     devices = {}
     for result in timed:
         devices.setdefault(result.machine.get("device", "unknown"), []).append(result)
@@ -38,7 +43,8 @@ def write(path: Path, results: list[Result]) -> None:
             _draw(panel, phase, [result for result in group if result.row.phase == phase], shades)
         signs = {label: sign for panel in panels for sign, label in zip(*panel.get_legend_handles_labels())}
         block.legend(signs.values(), signs, loc="outside lower center", ncols=6, frameon=False)
-    replace_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    with written(path) as draft:
+        figure.savefig(draft, format="png", dpi=110)
 
 
 def _draw(panel, phase: str, results: list[Result], shades: dict[str, float]) -> None:

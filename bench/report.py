@@ -1,12 +1,12 @@
 """One self-contained page from results: speed against length, rooflines, useful MACs, memory, and a table to sort."""
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from html import escape
 from pathlib import Path
 from string import Template
 
+from attnkern.atomic import written
 from attnkern.bench.charts import DASHES, Bar, Series, bars, lines, scatter
 from attnkern.bench.problems import Row
 from attnkern.bench.results import Result, latest
@@ -29,17 +29,8 @@ def write(path: Path, results: list[Result]) -> None:
     template = Template(Path(__file__).with_name("page.html").read_text())
     styles = (f".dot.c{n}, .bar.c{n} {{ fill: var(--c{n}); }} .line.c{n} {{ stroke: var(--c{n}); }}" for n in COLOURS)
     text = template.substitute(colours="\n".join(styles), sections="\n".join(_sections(latest(results))))
-    replace_file(path, lambda temporary: temporary.write_text(text))
-
-
-def replace_file(path: Path, make: Callable[[Path], object]) -> None:
-    """What `make` writes takes the place of the file, once it is complete."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        make(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written(path) as draft:
+        draft.write_text(text)
 
 
 def family(impl: str) -> int:

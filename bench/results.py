@@ -1,6 +1,7 @@
 """A measurement as one line of JSON: read from files of any age and quality, written by appending."""
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -9,15 +10,19 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
 import attnkern
-from attnkern.bench.problems import EVERYWHERE, KINDS, PHASES, Row
+from attnkern.bench.problems import EVERYWHERE, KINDS, LOSSES, PHASES, Row
 from attnkern.mac.roofline import cpu_name
+from attnkern.problem import is_number
 
 FILE = "attnkern_bench.jsonl"
+Limit = Literal["matrix", "memory", "exp"]
+Role = Literal["ours", "peer", "other"]
+LIMITS, ROLES = get_args(Limit), get_args(Role)
 MACHINE = ("device", "threads", "driver", "python", "torch", "triton", "attnkern", "commit", "date", "run")
 
 
@@ -25,7 +30,7 @@ class Roof(NamedTuple):
     """The least time for a row's work on its device, what sets it, and the device's measured best, each a second."""
 
     ms: float
-    limit: Literal["matrix", "memory", "exp"]
+    limit: Limit
     macs: float
     bytes: float
     exps: float
@@ -46,7 +51,7 @@ class Result:
 
     row: Row
     impl: str
-    role: Literal["ours", "peer", "other"] = "peer"
+    role: Role = "peer"
     ms: dict[str, float] | None = None
     useful_macs: int | None = None
     issued_macs: int | None = None
@@ -92,14 +97,14 @@ def from_json(text: str) -> Result:
         ValueError: it is none; the message says why.
     """
     try:
-        line = json.loads(text)
-    except ValueError:
-        raise ValueError("not JSON") from None
+        line = json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError):
+        raise ValueError("not JSON, or a number in it is not finite") from None
     if not isinstance(line, dict) or not {"kind", "pass", "impl", "ms"} <= line.keys():
         raise ValueError("not a result of 'attnkern bench'")
     try:
         return _result(line)
-    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"not a result of 'attnkern bench' ({error})") from None
 
 
@@ -109,24 +114,48 @@ def _result(line: dict) -> Result:
     if "len_k" not in line:  # the first format: self-attention, a time without its spread, and TFLOP/s
         sizes |= {"len_k": line["len_q"], "kv_heads": line["heads"]}
     row = Row(**sizes)
-    if row.kind not in KINDS or row.phase not in PHASES:
-        raise ValueError(f"unknown kind or pass: {row.kind}, {row.phase}")
+    _check("kind", row.kind, KINDS)
+    _check("pass", row.phase, PHASES)
+    _check("loss", row.loss, tuple(LOSSES))
     row.problem("cpu")  # checks the sizes
     ms, macs = line["ms"], line.get("useful_macs")
     if isinstance(ms, int | float):
         ms = dict.fromkeys(("median", "p20", "p80"), float(ms))
         macs = round(line["tflops"] * 1e12 / 2 * ms["median"] / 1e3) if line.get("tflops") else None
     if ms is not None:
-        ms = {name: float(ms[name]) for name in ("median", "p20", "p80")}
+        ms = {name: _amount(ms[name]) for name in ("median", "p20", "p80")}
         if not 0 < ms["p20"] <= ms["median"] <= ms["p80"]:
             raise ValueError("times are out of order")
-    roof = Roof(**{name: line["roof"][name] for name in Roof._fields}) if line.get("roof") else None
+    roof = line.get("roof")
+    if roof:
+        roof = Roof(**{name: roof[name] if name == "limit" else _amount(roof[name]) for name in Roof._fields})
+        _check("limit of the roof", roof.limit, LIMITS)
     impl = line["impl"].replace("sdpa", "SDPA")
-    rest = {name: line.get(name) for name in ("issued_macs", "bytes", "exps", "memory", "error")}
+    amounts = {name: _amount(line.get(name)) for name in ("issued_macs", "bytes", "exps", "memory")}
+    error = None if line.get("error") is None else str(line["error"])
     machine = {name: str(line[name]) for name in MACHINE if name in line}
     machine.setdefault("run", f"{line.get('date')} {line.get('variant')}")
     role = line.get("role") or ("ours" if impl.startswith("attnkern") else "peer")
-    return Result(row, impl, role, ms=ms, useful_macs=macs, roof=roof, machine=machine, **rest)
+    _check("role", role, ROLES)
+    return Result(row, impl, role, ms=ms, useful_macs=_amount(macs), roof=roof, machine=machine, error=error, **amounts)
+
+
+def _check(what: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"unknown {what}: {value!r}")
+
+
+def _amount(value: object) -> float | None:
+    """One that can be drawn."""
+    if value is not None and not (is_number(value) and 0 <= value <= sys.float_info.max):
+        raise ValueError(f"{value!r} is no amount of anything")
+    return value
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is not finite")
+    return number
 
 
 def read(path: Path) -> list[Result]:

@@ -18,7 +18,7 @@ from attnkern import mac
 from attnkern.backends.choose import PREFERENCE
 from attnkern.bench import measure, others, results, show, timing
 from attnkern.bench.problems import SUITES, Row
-from attnkern.commands import CommandError
+from attnkern.commands import CommandError, check_file
 
 PEERS = ("naive", "sdpa", "flex", "mha", *others.NAMES)
 BACKENDS = {"cpu": ("blocked",), "cuda": ("cuda", "triton")}  # ours that are meant to be used there
@@ -138,15 +138,15 @@ def _matching(rows: dict[Row, None], pattern: str) -> list[Row]:
 
 def _check_file(path: Path) -> None:
     """Refuses early what could not be appended to, or is not ours to change."""
+    if path.is_file() or not path.exists():
+        check_file("--out", path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.stat().st_size and not results.read(path):
+        if path.is_file() and path.stat().st_size and not results.read(path):
             raise CommandError(f"--out {path} holds something else than results: name another file")
-        with path.open("a+b") as file:  # a line that was cut off stays alone on its line
-            if file.tell():
-                file.seek(-1, 2)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
+        with path.open("ab") as file:  # a line that was cut off stays alone on its line; a device says if it is full
+            if not path.is_file() or path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+                file.write(b"\n")
     except OSError as error:
         raise CommandError(f"--out {path}: {error.strerror or error}") from None
 

@@ -7,7 +7,9 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,18 +17,23 @@ from torch import nn
 
 import attnkern
 from attnkern import mac
-from attnkern.commands import CommandError, machine_code, problem_flags
+from attnkern.commands import CommandError, check_file, machine_code, problem_flags
 from attnkern.commands.info import missing
 from attnkern.mac import counters
 from attnkern.mac.calls import call_of
 
 FEATURES, HEADS, LAYERS = 768, 12, 2
+NOT_USERS = [str(Path(package.__file__).parent) + os.sep for package in (attnkern, torch, importlib)]
 TOKENS = {"cpu": (1, 128), "cuda": (32, 512)}  # batch and length
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", metavar="MODULE:NAME", help="a function without arguments that returns a model and its inputs")
+    add(
+        "--model", metavar="MODULE:NAME",
+        help="a function without arguments that returns a model and its inputs, as a tuple; a dict at the end holds "
+        "those by name",
+    )  # fmt: skip
     add("--backward", action="store_true", help="the backward as well")
     add("--json", type=Path, metavar="FILE", help="also write all figures to this file")
     add("--trace", type=Path, metavar="FILE", help="also write a trace for Perfetto (https://ui.perfetto.dev)")
@@ -44,8 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # read when torch's profiler first starts, which talks to itself
     for flag in ("json", "trace"):
         file = getattr(arguments, flag)
-        if file is not None and (file.is_dir() or not file.parent.is_dir()):
-            raise CommandError(f"--{flag} {file}: not a file in a folder that exists")
+        if file is not None:
+            check_file(f"--{flag}", file)
     if arguments.model and arguments.kind:
         raise CommandError("--model and --kind name two things to profile; leave one out")
     if arguments.counters and not arguments.kind:
@@ -57,17 +64,15 @@ def run(arguments: argparse.Namespace) -> int:
         return machine_code.show(arguments.machine_code if arguments.machine_code != Path() else None, problem)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise CommandError("--device cuda: there is no GPU here")
-    backward = arguments.backward
-    try:
+    named = {}
+    with _named_errors():
         if problem is not None:
-            model, inputs = call_of(problem, backward, arguments.backend)
+            model, inputs = call_of(problem, arguments.backward, arguments.backend)
         else:
-            model, inputs = _imported(arguments.model) if arguments.model else _encoder(arguments.device)
-        roofs = mac.roofs(_device(model, inputs), fresh=arguments.fresh_roofs, progress=_bar)
-        profile = mac.profile(model, *inputs, backward=backward, roofs=roofs)
+            model, inputs, named = _imported(arguments.model) if arguments.model else _encoder(arguments.device)
+        roofs = mac.roofs(_device(model, inputs, named), fresh=arguments.fresh_roofs, progress=_bar)
+        profile = mac.profile(model, *inputs, **named, backward=arguments.backward, roofs=roofs)
         floor = "" if problem is None else _against_floor(problem, profile, roofs, arguments)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise CommandError(str(error).splitlines()[0]) from None
     print(f"{profile}\n{floor}".rstrip())
     if arguments.json:
         profile.to_json(arguments.json)
@@ -105,36 +110,73 @@ def _compare(problem: attnkern.Problem, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _encoder(device: str) -> tuple[nn.Module, tuple[torch.Tensor]]:
+Call = tuple[Callable, tuple, Mapping[str, object]]  # a model, its inputs by place and by name
+
+
+def _encoder(device: str) -> Call:
     """Some layers of BERT-base's size, without its vocabulary."""
     layer = nn.TransformerEncoderLayer(FEATURES, HEADS, 4 * FEATURES, 0.0, "gelu", batch_first=True)
     model = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
     attnkern.swap_attention(model)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    return model.to(device, dtype), (torch.randn(*TOKENS[device], FEATURES, device=device, dtype=dtype),)
+    return model.to(device, dtype), (torch.randn(*TOKENS[device], FEATURES, device=device, dtype=dtype),), {}
 
 
-def _imported(name: str) -> tuple:
-    """The model and its inputs."""
+def _imported(name: str) -> Call:
     module, _, function = name.partition(":")
     if not module or not function:
         raise CommandError(f"--model expects MODULE:NAME, got {name!r}")
     sys.path.insert(0, "")  # as `python -m` has it
     try:
-        make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+        make = getattr(importlib.import_module(module), function, None)
+        if make is None:
+            raise CommandError(f"--model {name}: there is no {function} in {module}")
+        made = make() if callable(make) else None
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):  # something that it imports
+            raise
         raise CommandError(f"--model {name}: {error}") from None
     finally:
         sys.path.remove("")
-    made = make() if callable(make) else None
     if not isinstance(made, tuple) or not made or not callable(made[0]):
         raise CommandError(f"--model {name} must return a model and its inputs, as a tuple")
-    return made[0], made[1:]
+    model, *inputs = made
+    named = inputs.pop() if inputs and isinstance(inputs[-1], Mapping) else {}
+    if not all(isinstance(key, str) for key in named):
+        raise CommandError(
+            f"--model {name}: the dict at the end holds inputs by name; add another, {{}}, to pass it on"
+        )
+    return model, tuple(inputs), named
 
 
-def _device(model, inputs: tuple) -> torch.device:
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    """An error in a user's code is one line, which begins with the place; our own errors of use are a line, too."""
+    try:
+        yield
+    except CommandError:
+        raise
+    except (Exception, SystemExit) as error:
+        said = (str(error).splitlines() or [""])[0]
+        if (place := _place(error)) is not None:
+            raise CommandError(f"{place}: {type(error).__name__}: {said}") from None
+        if isinstance(error, (RuntimeError, ValueError, TypeError)):
+            raise CommandError(said) from None
+        raise
+
+
+def _place(error: BaseException) -> str | None:
+    """File and line of the innermost code that is neither ours, torch's nor Python's."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    others = [frame for frame in frames if not frame.filename.startswith(("<", *NOT_USERS))]
+    return f"{others[-1].filename}:{others[-1].lineno}" if others else None
+
+
+def _device(model: Callable, inputs: tuple, named: Mapping[str, object]) -> torch.device:
     """Of the first tensor that is on a GPU; else the CPU."""
-    tensors = [tensor for tensor in inputs if isinstance(tensor, torch.Tensor)]
+    tensors = [tensor for tensor in (*inputs, *named.values()) if isinstance(tensor, torch.Tensor)]
     tensors += model.parameters() if isinstance(model, nn.Module) else ()
     return next((tensor.device for tensor in tensors if tensor.is_cuda), torch.device("cpu"))
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from attnkern.commands import CommandError
+from attnkern.commands import CommandError, check_file
 from attnkern.commands.bench import FILE
 from attnkern.commands.info import missing
 
@@ -27,17 +27,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandError(f"--output {output} must end in .html or .png")
     if picture and missing("matplotlib"):
         raise CommandError("a picture needs matplotlib: pip install 'attnkern[bench]'")
+    check_file("--output", output)
     found = [result for file in arguments.files for result in load(file)]
     if not found:
         raise CommandError(f"there are no results in {', '.join(map(str, arguments.files))}: nothing was written")
-    try:
-        if picture:
-            from attnkern.bench import picture
+    if picture:
+        from attnkern.bench import picture
 
-            picture.write(output, found)
-        else:
-            report.write(output, found)
-    except OSError as error:
-        raise CommandError(f"cannot write {output}: {error.strerror or error}") from None
+        picture.write(output, found)
+    else:
+        report.write(output, found)
     print(f"{len(found)} results drawn in {output}")
     return 0

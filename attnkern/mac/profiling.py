@@ -8,13 +8,13 @@ import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 from torch.utils._pytree import tree_leaves
 
+from attnkern.atomic import written
 from attnkern.mac import report, trace
 from attnkern.mac.modules import Modules
 from attnkern.mac.recorder import Recorder, Work
@@ -98,11 +98,13 @@ class Profile:
         """Everything but the trace, in SI units."""
         fields = (field.name for field in dataclasses.fields(self) if field.name != "_trace")
         content = {name: _plain(getattr(self, name)) for name in fields}
-        Path(path).write_text(json.dumps(content, indent=1) + "\n")
+        with written(path) as draft:
+            draft.write_text(json.dumps(content, indent=1) + "\n")
 
     def to_chrome_trace(self, path: str | os.PathLike) -> None:
         """The profiler's trace of one call, with the modules as ranges; opens in Perfetto (https://ui.perfetto.dev)."""
-        self._trace.export_chrome_trace(os.fspath(path))
+        with written(path) as draft:
+            self._trace.export_chrome_trace(os.fspath(draft))
 
 
 def profile(

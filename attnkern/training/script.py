@@ -1,13 +1,14 @@
 """The command line of a script in `examples/`: all that may be wrong with it is said before any work."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from math import inf
 from pathlib import Path
 
-from attnkern.training.outputs import check_output, has_matplotlib
+from attnkern.atomic import check_output
+from attnkern.terminal import Parser, ending
+from attnkern.training.outputs import has_matplotlib
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -18,7 +19,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
         return action.help if said or action.default == argparse.SUPPRESS else f"{action.help} (default: %(default)s)"
 
 
-class Script(argparse.ArgumentParser):
+class Script(Parser):
     """Arguments that are checked when they are parsed: numbers by their range, outputs by writing there.
 
     Args:
@@ -79,21 +80,13 @@ class Script(argparse.ArgumentParser):
 
     def run(self, function: Callable[[argparse.Namespace], None]) -> None:
         """Calls the function with the options. What it cannot do, it says in a line, and exits with 1."""
-        options, name = self.parse_args(), Path(self.prog).stem
-        try:
-            function(options)
-            sys.stdout.flush()
-        except KeyboardInterrupt:
-            print(f"{name}: stopped", file=sys.stderr)
-            raise SystemExit(130) from None
-        except BrokenPipeError:  # who read what is printed has read enough
-            raise SystemExit(1) from None
-        except ModuleNotFoundError as error:
-            raise SystemExit(f"{name}: {error}: pip install '.[examples]'") from None
-        except (ImportError, OSError, ValueError) as error:
-            raise SystemExit(f"{name}: {error}") from None
-        finally:
+        name = Path(self.prog).stem
+        with ending(name, ImportError, ValueError):
+            options = self.parse_args()
             try:
-                sys.stdout.flush()
-            except OSError:  # said above; the interpreter would say it again
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                function(options)
+            except KeyboardInterrupt:
+                print(f"{name}: stopped", file=sys.stderr)
+                raise SystemExit(130) from None
+            except ModuleNotFoundError as error:
+                raise SystemExit(f"{name}: {error}: pip install '.[examples]'") from None

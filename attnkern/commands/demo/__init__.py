@@ -1,13 +1,12 @@
 """Run everything once on this machine: a real BERT, errors, speed, and a picture of it."""
 
 import argparse
-import tempfile
 import time
 from pathlib import Path
 
 import torch
 
-from attnkern.commands import CommandError
+from attnkern.commands import CommandError, check_file
 from attnkern.commands.info import backends, device, environment, missing
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -23,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if absent := missing("rich", "matplotlib"):
         raise CommandError(f"needs {' and '.join(absent)}: pip install 'attnkern[demo]'")
-    _check_output(arguments.output)
+    check_file("--output", arguments.output)
     from attnkern.commands.demo import accuracy, bert, picture, show, speed
 
     began = time.perf_counter()
@@ -44,21 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     rows = show.progress("timing", speed.measure(where, lengths, 0.1 if quick else 0.6), speed.count(lengths))
     show.speed(rows, where)
 
-    try:
-        picture.save(arguments.output, show.title(where), rows, checks)
-    except OSError as error:
-        raise CommandError(f"cannot write the picture {arguments.output}: {error.strerror or error}") from None
+    picture.save(arguments.output, show.title(where), rows, checks)
     passed = all(row.passed for row in checks) and all(row.agrees for row in rows)
     passed = passed and (result is None or result.passed)
     show.note(f"{time.perf_counter() - began:.0f} s, picture: {arguments.output}, everything: ", show.verdict(passed))
     return 0 if passed else 1
-
-
-def _check_output(path: Path) -> None:
-    """Refuses early what could not be written late."""
-    if path.is_dir():
-        raise CommandError(f"--output {path} is a folder: name a PNG file")
-    try:
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise CommandError(f"--output {path}: cannot write into {path.parent}: {error.strerror}") from None

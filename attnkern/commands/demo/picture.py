@@ -1,11 +1,11 @@
 """One picture of the demo: time against length for each kind, and errors as shares of their budgets."""
 
-import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
+from attnkern.atomic import written
 from attnkern.commands.demo.accuracy import Check
 from attnkern.commands.demo.speed import NAIVE, OURS, PHASES, SDPA, SpeedRow
 
@@ -33,12 +33,8 @@ def save(path: Path, title: str, speed: list[SpeedRow], checks: list[Check]) -> 
     _draw_errors(last, checks)
     figure.legend(*last.get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False)
 
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=150)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written(path) as draft:
+        figure.savefig(draft, format="png", dpi=150)
 
 
 def _draw_times(panel, kind: str, rows: list[SpeedRow]) -> None:
