@@ -274,7 +274,7 @@ def check_sigma(sigma: float | None, expected: str = "a number or None") -> None
         return
     if not is_number(sigma):
         raise WrongType(f"sigma must be {expected}, got {sigma!r}")
-    if not 0 < sigma < math.inf:
+    if not 0 < _float(sigma) < math.inf:
         raise WrongValue(f"sigma must be positive and finite, got {sigma}")
 
 
@@ -350,7 +350,10 @@ def _int(value) -> int:
 
 
 def _float(value) -> float:
-    return value * 1.0 if isinstance(value, (torch.SymInt, torch.SymFloat)) else float(value)
+    try:
+        return value * 1.0 if isinstance(value, (torch.SymInt, torch.SymFloat)) else float(value)
+    except OverflowError:  # an int
+        return math.inf if value > 0 else -math.inf
 
 
 def _shape(tensor: Tensor) -> str:

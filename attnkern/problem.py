@@ -4,6 +4,7 @@ Backends, error messages, MAC counts and benchmark rows all read the same `Probl
 """
 
 import math
+import sys
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Literal, NamedTuple
@@ -126,7 +127,7 @@ class Problem:
                 raise TypeError(f"Problem.{name} must be a number, got {number!r}")
         if not 0 <= self.dropout_p <= 1:
             raise ValueError(f"Problem.dropout_p must be between 0 and 1, got {self.dropout_p}")
-        if not 0 <= self.softcap < math.inf:
+        if not 0 <= self.softcap <= sys.float_info.max:
             raise ValueError(f"Problem.softcap must be a finite number, 0 for none, got {self.softcap}")
         if not (isinstance(self.window, tuple) and len(self.window) == 2 and all(map(is_int, self.window))):
             raise TypeError(f"Problem.window must be a tuple of two ints, got {self.window!r}")

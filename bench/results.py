@@ -22,6 +22,7 @@ from attnkern.problem import is_number
 FILE = "attnkern_bench.jsonl"
 Limit = Literal["matrix", "memory", "exp"]
 Role = Literal["ours", "peer", "other"]
+MOST = 1e30  # of anything that is counted
 LIMITS, ROLES = get_args(Limit), get_args(Role)
 MACHINE = ("device", "threads", "driver", "python", "torch", "triton", "attnkern", "commit", "date", "run")
 
@@ -113,6 +114,8 @@ def _result(line: dict) -> Result:
     sizes |= {"phase": line["pass"], "window": tuple(line["window"] or EVERYWHERE)}
     if "len_k" not in line:  # the first format: self-attention, a time without its spread, and TFLOP/s
         sizes |= {"len_k": line["len_q"], "kv_heads": line["heads"]}
+    if None in [size for name, size in sizes.items() if name != "mask"]:
+        raise ValueError("a size is missing")
     row = Row(**sizes)
     _check("kind", row.kind, KINDS)
     _check("pass", row.phase, PHASES)
@@ -123,13 +126,13 @@ def _result(line: dict) -> Result:
         ms = dict.fromkeys(("median", "p20", "p80"), float(ms))
         macs = round(line["tflops"] * 1e12 / 2 * ms["median"] / 1e3) if line.get("tflops") else None
     if ms is not None:
-        ms = {name: _amount(ms[name]) for name in ("median", "p20", "p80")}
-        if not 0 < ms["p20"] <= ms["median"] <= ms["p80"]:
+        ms = {name: _rate(ms[name]) for name in ("median", "p20", "p80")}
+        if not ms["p20"] <= ms["median"] <= ms["p80"]:
             raise ValueError("times are out of order")
     roof = line.get("roof")
     if roof:
-        roof = Roof(**{name: roof[name] if name == "limit" else _amount(roof[name]) for name in Roof._fields})
-        _check("limit of the roof", roof.limit, LIMITS)
+        _check("limit of the roof", roof["limit"], LIMITS)
+        roof = Roof(limit=roof["limit"], **{name: _rate(roof[name]) for name in Roof._fields if name != "limit"})
     impl = line["impl"].replace("sdpa", "SDPA")
     amounts = {name: _amount(line.get(name)) for name in ("issued_macs", "bytes", "exps", "memory")}
     error = None if line.get("error") is None else str(line["error"])
@@ -147,7 +150,12 @@ def _check(what: str, value: object, allowed: tuple[str, ...]) -> None:
 
 def _amount(value: object) -> float | None:
     """One that can be drawn."""
-    if value is not None and not (is_number(value) and 0 <= value <= sys.float_info.max):
+    return None if value is None or is_number(value) and value == 0 else _rate(value)
+
+
+def _rate(value: object) -> float:
+    """One that can be divided by, too."""
+    if not (is_number(value) and 1 / MOST <= value <= MOST):
         raise ValueError(f"{value!r} is no amount of anything")
     return value
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -186,6 +187,36 @@ def test_damaged_lines_are_named_and_skipped(damage, tmp_path, capsys):
     assert len(results.read(file)) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{file}:2: not ") and "2 more lines" in line
+
+
+ROOF = {"ms": 0.5, "limit": "matrix", "macs": 1e12, "bytes": 1e11, "exps": 1e10}
+WRONG = [
+    *({"ms": TIMES | {"p80": number}} for number in (float("nan"), float("inf"), "1.0", None, 10**400, 5e-324)),
+    *({name: -1} for name in ("useful_macs", "issued_macs", "bytes", "exps", "memory")),
+    *({name: float("nan")} for name in ("useful_macs", "bytes", "softcap", "memory")),
+    *({"roof": ROOF | {name: number}} for name in ("ms", "macs", "bytes", "exps") for number in (0, None, 1e308)),
+    {"roof": ROOF | {"limit": "patience"}}, {"role": "<b>"}, {"loss": "x"}, {"len_k": None}, {"mask": []},
+    {"softcap": 10**400}, {"dtype": "nn"}, {"window": "ab"}, {"impl": 3}, {"len_q": 2.5}, {"batch": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: str(wrong)[:40])
+def test_numbers_that_none_can_be(wrong, tmp_path, capsys):
+    """Such a line is skipped by name, and neither a page nor a comparison comes to grief or shows them."""
+    good = results.to_json(Result(ROWS[0], "naive", ms=TIMES, useful_macs=9, roof=results.Roof(**ROOF)))
+    file, page = tmp_path / "rows.jsonl", tmp_path / "page.html"
+    file.write_text(f"{good}\n{json.dumps(json.loads(good) | wrong)}\n")
+    for command in (["report", "-o", str(page), str(file)], ["bench", "--compare", str(file), str(file)]):
+        assert main(command) == 0
+        (line,) = capsys.readouterr().err.splitlines()[:1]
+        assert line.startswith(f"{file}:2: not ") and line.endswith("; skipped")
+    assert not re.search(r">[^<]*\b(nan|inf)\b", page.read_text().split("<body")[1])
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, '{"kind": 1e999}'], ids=len)
+def test_lines_that_no_parser_likes(text):
+    with pytest.raises(ValueError, match="^not "):
+        results.from_json(text)
 
 
 def test_bench_appends(quick, tmp_path, capsys):
