@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import attnkern
 from attnkern import Problem, mac
+from attnkern.mac.formulas import FORMULAS
 
 ROOFS = mac.Roofs("a device", {"float32": 1e10, "bfloat16": 2e10}, 1e10, 1e9)
 
@@ -221,6 +222,33 @@ def test_convolutions_with_groups(groups, transposed, device):
     assert products_of(model, x) == forward
     assert products_of(model, x, backward=True) == 3 * forward
     assert products_of(model, x.detach(), backward=True) == 2 * forward
+
+
+def test_convolutions_of_time_first():
+    x, weight, bias = torch.randn(9, 2, 4, requires_grad=True), torch.randn(3, 4, 8), torch.randn(8)
+    forward = 2 * 7 * 4 * 8 * 3
+    assert products_of(torch.conv_tbc, x, weight, bias) == forward
+    assert products_of(torch.conv_tbc, x, weight, bias, 1) == 2 * 9 * 4 * 8 * 3
+    assert products_of(torch.conv_tbc, x, weight.requires_grad_(), bias, backward=True) == 3 * forward
+
+
+def test_products_of_integers():
+    bytes = torch.ones(17, 8, dtype=torch.int8)
+    assert products_of(torch._int_mm, bytes, bytes.mT) == 17 * 17 * 8
+
+
+@pytest.mark.parametrize("name", ["_cudnn_rnn", "miopen_rnn"])
+def test_recurrent_layers_of_gpus(name):
+    """One operation for all layers; the formulas know what a GPU would be given."""
+    steps, batch, features, hidden = 6, 3, 5, 7
+    shapes = [(4 * hidden, features), (4 * hidden, hidden), (4 * hidden,), (4 * hidden,)]
+    shapes += [(4 * hidden, hidden)] * 2 + [(4 * hidden,)] * 2
+    weights = [torch.empty(shape, device="meta") for shape in shapes]
+    macs = steps * batch * 4 * hidden * (features + 3 * hidden)
+    for place in ((steps, batch), (steps * batch,)):  # padded, packed
+        given = {"input": torch.empty(*place, features, device="meta"), "weight": weights}
+        assert FORMULAS[getattr(torch.ops.aten, name)](given, ()) == macs
+        assert FORMULAS[getattr(torch.ops.aten, f"{name}_backward")](given, ()) == 2 * macs
 
 
 def test_what_is_not_counted_is_named():
