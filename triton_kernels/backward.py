@@ -25,7 +25,7 @@ from attnkern.triton_kernels.centers import (
     tile_anchors,
     tile_rows,
 )
-from attnkern.triton_kernels.gradients import load_lse, score_gradient, weight_gradient
+from attnkern.triton_kernels.gradients import load_lse, log_weight, score_gradient, weight_gradient
 from attnkern.triton_kernels.packing import sequence
 from attnkern.triton_kernels.random import dropout_keep
 from attnkern.triton_kernels.scores import (
@@ -46,7 +46,7 @@ from attnkern.triton_kernels.scores import (
 @triton.jit
 def backward_query(
     query, key, value, mask, offsets, cu_seq_q, cu_seq_k, seed, order, anchors, nearest, mirror, sigma,
-    lse, grad_output, grad_weights, row, entropy, grad_query, grad_center, grad_sigma,
+    lse, rest, grad_output, grad_weights, row, entropy, grad_query, grad_center, grad_sigma,
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_mask_b, stride_mask_h, stride_mask_i, stride_mask_j, stride_ob, stride_oh, stride_om,
     stride_gb, stride_gh, stride_gi, stride_gj, stride_dqb, stride_dqh, stride_dqm,
@@ -54,9 +54,9 @@ def backward_query(
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     MASK: tl.constexpr, OFFSETS: tl.constexpr, PACKED: tl.constexpr, SOFTCAP: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
-    HAS_ENTROPY: tl.constexpr, MEAN: tl.constexpr, ACTIVATION: tl.constexpr, CENTERED: tl.constexpr,
-    CAUSAL: tl.constexpr, GAUSSIAN: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr, MEAN: tl.constexpr, BIASED: tl.constexpr, ACTIVATION: tl.constexpr,
+    CENTERED: tl.constexpr, CAUSAL: tl.constexpr, GAUSSIAN: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of queries of one head: `grad_query = scale * dS key`.
 
@@ -93,7 +93,7 @@ def backward_query(
     i = rows[:, None]
     query += batch * stride_qb + head * stride_qh + first_q * stride_qm
     q = load_query_rows(query, rows, begin_m, stride_qm, 0, len_q, HEAD_DIM, BLOCK_M, BLOCK_E, CENTERED)
-    row_lse = load_lse(lse + head_rows, i, len_q, UNIT)
+    base, row_rest = load_lse(lse + head_rows, rest + head_rows, i, len_q, BIASED, UNIT)
     do = q
     if HAS_OUTPUT:
         grad_output += batch * stride_ob + head * stride_oh + first_q * stride_om
@@ -139,14 +139,14 @@ def backward_query(
                     product_gradient, keep, dropout_scale, i, j, len_q, len_k, grad_weights, stride_gi, stride_gj,
                     HAS_OUTPUT, HAS_WEIGHTS, DROPOUT,
                 )  # fmt: skip
-                weight = at_most(exponential(score - row_lse, UNIT), 1.0)
+                weight = at_most(exponential(log_weight(score, base, row_rest, BIASED), UNIT), 1.0)
                 mean += tl.sum(tl.where(weight == 0, 0.0, weight * gradient), 1)
             else:
                 weight, gradient, ds = score_gradient(
-                    score, row_lse, product_gradient, keep, dropout_scale, i, j, len_q, len_k,
+                    score, base, row_rest, product_gradient, keep, dropout_scale, i, j, len_q, len_k,
                     grad_weights, stride_gi, stride_gj, row, entropy,
-                    HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, PART != 1 or MASK != "none", MASK == "float",
-                    ACTIVATION, UNIT,
+                    HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, PART != 1 or MASK != "none", BIASED, ACTIVATION,
+                    UNIT,
                 )  # fmt: skip
                 if GAUSSIAN != "none":
                     part = tl.where(weight == 0, 0.0, weight * gradient) if GAUSSIAN == "after" else ds
@@ -170,7 +170,7 @@ def backward_query(
 @triton.jit
 def backward_key_value(
     query, key, value, mask, offsets, cu_seq_q, cu_seq_k, seed, order, anchors, nearest, mirror, sigma,
-    lse, grad_output, grad_weights, row, entropy, grad_key, grad_value,
+    lse, rest, grad_output, grad_weights, row, entropy, grad_key, grad_value,
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_mask_b, stride_mask_h, stride_mask_i, stride_mask_j, stride_ob, stride_oh, stride_om,
     stride_gb, stride_gh, stride_gi, stride_gj, stride_dkb, stride_dkh, stride_dkn, stride_dvb, stride_dvh, stride_dvn,
@@ -178,8 +178,9 @@ def backward_key_value(
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     MASK: tl.constexpr, OFFSETS: tl.constexpr, PACKED: tl.constexpr, SOFTCAP: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
-    HAS_ENTROPY: tl.constexpr, ACTIVATION: tl.constexpr, CENTERED: tl.constexpr, CAUSAL: tl.constexpr,
-    GAUSSIAN: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr, BIASED: tl.constexpr, ACTIVATION: tl.constexpr, CENTERED: tl.constexpr,
+    CAUSAL: tl.constexpr, GAUSSIAN: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of keys of one key head: `grad_key = scale * dS^T query`, `grad_value = P^T dO`.
 
@@ -261,11 +262,11 @@ def backward_key_value(
                 if GAUSSIAN == "after":
                     factor = exponential(gaussian, UNIT)
                     product_gradient *= factor
-                row_lse = load_lse(lse + head_rows, i, len_q, UNIT)
+                base, row_rest = load_lse(lse + head_rows, rest + head_rows, i, len_q, BIASED, UNIT)
                 weight, _, ds = score_gradient(
-                    score, row_lse, product_gradient, keep, dropout_scale, i, j, len_q, len_k,
+                    score, base, row_rest, product_gradient, keep, dropout_scale, i, j, len_q, len_k,
                     head_grad_weights, stride_gi, stride_gj, row + head_rows, entropy + head_rows,
-                    HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, True, MASK == "float", ACTIVATION, UNIT,
+                    HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, True, BIASED, ACTIVATION, UNIT,
                 )  # fmt: skip
                 if HAS_OUTPUT:
                     if GAUSSIAN == "after":

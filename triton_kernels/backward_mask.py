@@ -19,7 +19,7 @@ from attnkern.triton_kernels.scores import capped_scores, exponential, load_rows
 @triton.jit
 def backward_mask(
     query, key, value, mask, offsets, cu_seq_q, cu_seq_k, seed, order, anchors, nearest, mirror, sigma,
-    lse, grad_output, grad_weights, row, entropy, grad_mask,
+    lse, rest, grad_output, grad_weights, row, entropy, grad_mask,
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_mask_b, stride_mask_h, stride_mask_i, stride_mask_j, stride_ob, stride_oh, stride_om,
     stride_gb, stride_gh, stride_gi, stride_gj,
@@ -28,9 +28,9 @@ def backward_mask(
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
     MASK: tl.constexpr, OFFSETS: tl.constexpr, PACKED: tl.constexpr, SOFTCAP: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, DROPOUT: tl.constexpr, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
-    HAS_ENTROPY: tl.constexpr, SUM_ROWS: tl.constexpr, SUM_KEYS: tl.constexpr, ACTIVATION: tl.constexpr,
-    CENTERED: tl.constexpr, CAUSAL: tl.constexpr, GAUSSIAN: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr, SUM_ROWS: tl.constexpr, SUM_KEYS: tl.constexpr, BIASED: tl.constexpr,
+    ACTIVATION: tl.constexpr, CENTERED: tl.constexpr, CAUSAL: tl.constexpr, GAUSSIAN: tl.constexpr,
+    PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of the mask and split: its share of dS, summed over the mask's broadcast dimensions.
 
@@ -107,11 +107,12 @@ def backward_mask(
             keep = i >= 0
             if DROPOUT:
                 keep = dropout_keep(seed_value, batch_head, i, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False)
+            row_base, row_rest = load_lse(lse + head_rows, rest + head_rows, i, own_q, BIASED, UNIT)
             _, _, ds = score_gradient(
-                score, load_lse(lse + head_rows, i, own_q, UNIT), product_gradient, keep, dropout_scale,
+                score, row_base, row_rest, product_gradient, keep, dropout_scale,
                 i, j, own_q, own_k, grad_weights + batch * stride_gb + head * stride_gh, stride_gi, stride_gj,
                 row + head_rows, entropy + head_rows,
-                HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, True, True, ACTIVATION, UNIT,
+                HAS_OUTPUT, HAS_WEIGHTS, HAS_ENTROPY, DROPOUT, True, BIASED, ACTIVATION, UNIT,
             )  # fmt: skip
             sums += ds
 

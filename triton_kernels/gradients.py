@@ -7,10 +7,23 @@ from attnkern.triton_kernels.scores import FAR, INFINITE, LARGEST, activated, at
 
 
 @triton.jit
-def load_lse(lse, i, len_q, UNIT: tl.constexpr):
-    """Rows' lse; an empty row's weights come out 0, as do those of rows past the end."""
-    row_lse = tl.load(lse + i, mask=i < len_q, other=float("inf"))
-    return tl.where(row_lse == float("-inf"), 0.0, at_most(row_lse * UNIT, LARGEST))
+def load_lse(lse, rest, i, len_q, BIASED: tl.constexpr, UNIT: tl.constexpr):
+    """Rows' lse in two parts, see far_rows.py; an empty row's weights come out 0, as do those of rows past the end."""
+    base = tl.load(lse + i, mask=i < len_q, other=float("inf"))
+    if BIASED:
+        return tl.where(base == float("-inf"), 0.0, at_most(base, LARGEST)), tl.load(rest + i, i < len_q, other=0.0)
+    else:
+        base = tl.where(base == float("-inf"), 0.0, at_most(base * UNIT, LARGEST))
+        return base, base
+
+
+@triton.jit
+def log_weight(score, base, rest, BIASED: tl.constexpr):
+    """Logarithm of the weight, in the scores' unit."""
+    if BIASED:
+        return at_most(score - base, 0.0) - rest  # infinite scores share the row
+    else:
+        return score - base
 
 
 @triton.jit
@@ -32,16 +45,17 @@ def weight_gradient(
 
 @triton.jit
 def score_gradient(
-    score, lse, product_gradient, keep, dropout_scale, i, j, len_q, len_k, grad_weights, stride_gi, stride_gj,
+    score, base, rest, product_gradient, keep, dropout_scale, i, j, len_q, len_k, grad_weights, stride_gi, stride_gj,
     row, entropy, HAS_OUTPUT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_ENTROPY: tl.constexpr,
     DROPOUT: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr, ACTIVATION: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Weights before dropout, their gradient g, and dS.
 
-    `lse` comes shaped to broadcast like `i`; `row`, `entropy` point at row 0.
+    `base` and `rest` come shaped to broadcast like `i`; `row`, `entropy` point at row 0.
     """
     if ACTIVATION == "softmax":
-        weight = at_most(exponential(score - lse, UNIT), 1.0)
+        distance = log_weight(score, base, rest, BIASED)
+        weight = at_most(exponential(distance, UNIT), 1.0)
     else:
         weight = activated(score, ACTIVATION, UNIT)
     gradient = weight_gradient(
@@ -52,7 +66,7 @@ def score_gradient(
     if ACTIVATION == "softmax":
         ds -= tl.load(row + i, mask=i < len_q, other=0.0)
     if HAS_ENTROPY:
-        surprise = tl.minimum(tl.maximum(score - lse, FAR), 0.0) * (1 / UNIT)
+        surprise = tl.minimum(tl.maximum(distance, FAR), 0.0) * (1 / UNIT)
         ds -= tl.load(entropy + i, mask=i < len_q, other=0.0) * surprise
     if ACTIVATION == "relu":
         ds = tl.where(score > 0, ds, 0.0)
@@ -61,5 +75,5 @@ def score_gradient(
     if MASKED:  # a hidden value may hold anything, NaN included
         ds = tl.where(score == float("-inf"), 0.0, ds)
     if BIASED and ACTIVATION == "softmax":  # a score that the mask makes infinite is a constant
-        ds = tl.where(lse >= INFINITE, 0.0, ds)
+        ds = tl.where(base >= INFINITE, 0.0, ds)
     return weight, gradient, ds

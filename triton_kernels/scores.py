@@ -102,7 +102,7 @@ def activated(score, ACTIVATION: tl.constexpr, UNIT: tl.constexpr):
 @triton.jit
 def log_sum_exp(top, total, UNIT: tl.constexpr):
     """In nats, from a row's largest score and the sum relative to it; -inf for an empty row."""
-    top = tl.where(top >= LARGEST, LARGEST, top * (1 / UNIT))
+    top = tl.where(tl.abs(top) >= LARGEST, top, top * (1 / UNIT))  # the largest number is that in any unit
     return tl.where(total == 0, float("-inf"), top + tl.log(tl.where(total == 0, 1.0, total)))
 
 

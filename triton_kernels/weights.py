@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from attnkern.triton_kernels.gradients import load_lse
+from attnkern.triton_kernels.gradients import load_lse, log_weight
 from attnkern.triton_kernels.packing import sequence
 from attnkern.triton_kernels.random import dropout_keep
 from attnkern.triton_kernels.scores import at_most, capped_scores, exponential, key_bounds, load_rows, masked_scores
@@ -11,13 +11,13 @@ from attnkern.triton_kernels.scores import at_most, capped_scores, exponential, 
 
 @triton.jit
 def attention_weights(
-    query, key, mask, offsets, cu_seq_q, cu_seq_k, seed, lse, weights,
+    query, key, mask, offsets, cu_seq_q, cu_seq_k, seed, lse, rest, weights,
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn,
     stride_mask_b, stride_mask_h, stride_mask_i, stride_mask_j,
     heads, group, tokens, len_q, len_k, scale, softcap, query_offset, left, right, dropout_threshold, dropout_scale,
     HEAD_DIM: tl.constexpr, BLOCK_E: tl.constexpr, MASK: tl.constexpr, OFFSETS: tl.constexpr, PACKED: tl.constexpr,
     SOFTCAP: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr, DROPOUT: tl.constexpr, MEAN: tl.constexpr,
-    PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BIASED: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program per tile of the result: `(B, H, Lq, Lk)`, or with MEAN `(B, Lq, Lk)`, heads summed in registers."""
     tiles_n = tl.cdiv(len_k, BLOCK_N)
@@ -55,7 +55,8 @@ def attention_weights(
                 mask + batch * stride_mask_b + head * stride_mask_h, stride_mask_i, stride_mask_j,
                 own_q, own_k, left, right, MASK, LEFT, RIGHT, False, False, True, UNIT,
             )  # fmt: skip
-            weight = at_most(exponential(score - load_lse(lse + head_rows, i, own_q, UNIT), UNIT), 1.0)
+            base, row_rest = load_lse(lse + head_rows, rest + head_rows, i, own_q, BIASED, UNIT)
+            weight = at_most(exponential(log_weight(score, base, row_rest, BIASED), UNIT), 1.0)
             if DROPOUT:
                 seed_value = tl.load(seed)
                 keep = dropout_keep(seed_value, batch_head, i, begin_n, dropout_threshold, BLOCK_M, BLOCK_N, False)

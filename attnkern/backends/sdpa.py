@@ -38,8 +38,16 @@ def has_kernel(problem: Problem) -> bool:
         and not problem.dropout_p
         and problem.group == 1
         and problem.head_dim == problem.value_dim
+        and (problem.dtype.itemsize > 2 or not cannot_pack())
         and 0 not in (problem.batch, problem.heads, problem.len_q, problem.len_k, problem.head_dim)
     )
+
+
+@lru_cache(maxsize=1)
+def cannot_pack() -> bool:
+    """Where `ATEN_CPU_CAPABILITY` asks for less than the CPU has: torch's kernel goes by the CPU, and raises."""
+    has_avx512 = getattr(torch.cpu, "_is_avx512_supported", lambda: False)
+    return has_avx512() and torch.backends.cpu.get_cpu_capability() != "AVX512"
 
 
 def is_plain(problem: Problem) -> bool:

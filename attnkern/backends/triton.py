@@ -25,6 +25,7 @@ from attnkern.triton_kernels import backward_mask as mask_kernels
 from attnkern.triton_kernels import sample as sample_kernels
 from attnkern.triton_kernels import softmax as softmax_kernels
 from attnkern.triton_kernels import weights as weights_kernels
+from attnkern.triton_kernels.far_rows import far_rows
 from attnkern.triton_kernels.row_dot import row_dot
 
 sparse_backward = sparse.backward
@@ -111,11 +112,12 @@ def weights(problem: Problem, inputs: Inputs, lse: Tensor) -> Tensor:
     result = inputs.query.new_empty(shape if mean else (shape[0], problem.heads, *shape[1:]))
     if _is_empty(problem):
         return result.zero_()
+    arguments = arguments_of(problem, inputs)
     launching.launch(
         weights_kernels.attention_weights,
         lambda c: triton.cdiv(problem.len_q, c.block_m) * triton.cdiv(problem.len_k, c.block_n) * planes,
         problem,
-        arguments_of(problem, inputs) | {"weights": result, "lse": lse.contiguous(), "MEAN": mean},
+        arguments | _lse_in_parts(problem, arguments, lse) | {"weights": result, "MEAN": mean},
     )
     return result
 
@@ -151,8 +153,8 @@ def backward(
     do = with_unit_stride(grad_output) if grad_output is not None else absent
     dw = broadcastable(grad_weights) if grad_weights is not None else absent
     arguments = arguments_of(problem, inputs) | strides(do, "ob", "oh", "om") | strides(dw, "gb", "gh", "gi", "gj")
+    arguments |= _lse_in_parts(problem, arguments, lse)
     arguments |= {
-        "lse": lse.contiguous(),
         "grad_output": do,
         "grad_weights": dw,
         "entropy": entropy.contiguous() if entropy is not None else lse,
@@ -200,6 +202,22 @@ def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Te
             | {"ARGMAX": problem.selector == "argmax", "SAMPLES": at_once},
         )
     return sparse.gather(inputs, index), index, score, lse, entropy
+
+
+def _lse_in_parts(problem: Problem, arguments: dict, lse: Tensor) -> dict:
+    """As kernels read it that recompute the weights; see triton_kernels/far_rows.py."""
+    lse = lse.contiguous()
+    biased = problem.kind != "mac" and problem.mask == "float"
+    parts = {"lse": lse, "rest": lse, "BIASED": biased}
+    if biased:
+        parts |= {"lse": torch.empty_like(lse), "rest": torch.empty_like(lse)}
+        launching.launch(
+            far_rows,
+            lambda c: triton.cdiv(problem.len_q, c.block_m) * problem.batch * problem.heads,
+            problem,
+            arguments | {"lse": lse, "base": parts["lse"], "rest": parts["rest"]},
+        )
+    return parts
 
 
 def _row_terms(problem: Problem, arguments: dict, output: Tensor | None, row: Tensor | None) -> Tensor:

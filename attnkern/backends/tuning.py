@@ -53,6 +53,7 @@ SIXTEEN_BIT: Table = {
     "backward_mask": {64: (Config(64, 64, 8, 1),), 128: (Config(64, 64, 8, 1),), 256: (Config(32, 32, 4, 1),)},
     "attention_weights": {64: (Config(64, 64, 4, 1),), 128: (Config(64, 64, 4, 1),), 256: (Config(64, 32, 4, 1),)},
     "combine_splits": COMBINE_SPLITS,
+    "far_rows": {64: (Config(64, 64, 4, 1),), 128: (Config(64, 64, 4, 1),), 256: (Config(64, 32, 4, 1),)},
     "sample_forward": {
         64: (Config(64, 64, 8, 3), Config(128, 64, 8, 3), Config(64, 64, 4, 3)),
         128: (Config(64, 64, 8, 2), Config(128, 64, 8, 2)),
@@ -158,6 +159,7 @@ THIRTY_TWO_BIT: Table = {
     "backward_mask": {64: (Config(16, 16, 8, 1),), 128: (Config(16, 16, 8, 1),), 256: (Config(16, 16, 8, 1),)},
     "attention_weights": {64: (Config(32, 32, 8, 1),), 128: (Config(32, 16, 8, 1),), 256: (Config(16, 16, 8, 1),)},
     "combine_splits": COMBINE_SPLITS,
+    "far_rows": {64: (Config(32, 32, 8, 1),), 128: (Config(32, 16, 8, 1),), 256: (Config(16, 16, 8, 1),)},
     "sample_forward": {64: (Config(32, 64, 8, 1),), 128: (Config(16, 64, 8, 1),), 256: (Config(16, 64, 8, 1),)},
 }
 
