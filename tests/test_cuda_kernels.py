@@ -233,6 +233,49 @@ def features_first(tensor):
     return tensor.mT.contiguous().mT
 
 
+def small(mask: bool = True) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, 2, 6, 64), (1, 2, 70, 64), (1, 2, 70, 64)] + [(1, 1, 6, 70)] * mask
+    return [torch.randn(shape, generator=generator).half() for shape in shapes]
+
+
+def with_gradients(tensors, backend, dtype, device) -> list[torch.Tensor]:
+    leaves = [tensor.detach().to(device, dtype, copy=True).requires_grad_() for tensor in tensors]
+    output, aux = attnkern.global_attention(*leaves, backend=backend, return_aux=AuxRequest(lse=True))
+    return [x.float().cpu() for x in (output.detach(), aux.lse.detach(), *grad(output.float().square().sum(), leaves))]
+
+
+@pytest.mark.parametrize("infinite", [[7], [7, 69]])
+def test_an_infinite_score_is_a_constant(infinite):
+    """Several share the row, in a learned mask's rows, too; see `reference.scores`."""
+    tensors = small()
+    tensors[3][:, :, 1:, infinite] = torch.inf
+    exact = with_gradients(tensors, "reference", torch.float32, "cpu")
+    for found, wanted in zip(with_gradients(tensors, BACKEND, FP16, DEVICE), exact):
+        assert found.isfinite().all()
+        torch.testing.assert_close(found, wanted, rtol=2e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("place", ["query", "key", "value", "mask"])
+@pytest.mark.parametrize("mask", [False, True])
+def test_nan_is_not_lost(place, mask):
+    """What looks at NaN is NaN, what does not is as it was; the sampler's lse and entropy, too."""
+    names = ["query", "key", "value", "mask"][: 3 + mask]
+    if place not in names:
+        pytest.skip("there is no mask")
+    tensors = small(mask)
+    clean = with_gradients(tensors, BACKEND, FP16, DEVICE)
+    tensors[names.index(place)][:, :, 4] = NAN
+    output, lse, *gradients = with_gradients(tensors, BACKEND, FP16, DEVICE)
+    spoilt = torch.ones(6, dtype=torch.bool) if place in ("key", "value") else torch.arange(6) == 4
+    assert output[:, :, spoilt].isnan().all() and any(gradient.isnan().any() for gradient in gradients)
+    assert place == "value" or lse[:, :, spoilt].isnan().all()
+    assert torch.equal(output[:, :, ~spoilt], clean[0][:, :, ~spoilt])
+    if not mask and place != "value":
+        hard = attnkern.hard_attention(*(x.to(DEVICE) for x in tensors), seed=1, backend=BACKEND)
+        assert hard.lse[:, :, spoilt].isnan().all() and hard.entropy[:, :, spoilt].isnan().all()
+
+
 @pytest.mark.parametrize("layout", [shifted, in_wider_rows, features_first])
 def test_what_cannot_be_read_in_place_is_copied(layout):
     inputs = tensors()

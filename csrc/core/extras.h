@@ -51,7 +51,7 @@ struct Extras {
     // The score that the mask makes of a capped product. A hidden key stays hidden, whatever it holds.
     DEVICE float biased(float capped, int query, int key) const {
         const float added = bias(query, key);
-        return added == -INFINITY ? added : capped + added;
+        return added == -INFINITY ? added : ptx::min_or_nan(capped + added, LARGEST);
     }
     DEVICE float score(float product, int query, int key) const { return biased(capped(product), query, key); }
 

@@ -22,6 +22,7 @@ DEVICE void clamp_infinite(float (&scores)[Count], float (&top)[2], float unit) 
     for (int row = 0; row < 2; ++row) top[row] = fminf(top[row], largest);
 }
 
+constexpr float LARGEST = 3.4e38f;    // what a score that a mask makes infinite counts as
 constexpr float FARTHEST_LSE = 1024;  // whose rounding is nothing beside a weight's
 constexpr float FAR = -1e4f;          // 2 to the FAR is 0, and 0 * FAR is not NaN
 
@@ -120,8 +121,8 @@ struct OnlineSoftmax : RunningMaximum {
         UNROLL
         for (int row = 0; row < 2; ++row) {
             const float total = sum_of_four(sum[row]);
-            scale[row] = total > 0 ? 1 / total : 0.0f;
-            lse[row] = total > 0 ? log_sum_exp(row, total) : -INFINITY;
+            scale[row] = total == 0 ? 0.0f : 1 / total;  // NaN stays NaN
+            lse[row] = total == 0 ? -INFINITY : log_sum_exp(row, total);
         }
     }
 };

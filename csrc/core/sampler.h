@@ -35,7 +35,7 @@ struct Sampler : RunningMaximum {
         UNROLL
         for (int i = 0; i < 32; ++i) {
             const int row = i / 2 % 2;
-            const float distance = fmaxf(fmaf(scores[First + i], unit, -shift(row)), FAR);
+            const float distance = ptx::max_or_nan(fmaf(scores[First + i], unit, -shift(row)), FAR);
             mass[i] = ptx::exp2_approximate(distance);
             block[row] += mass[i];
             partial_surprise[row] = fmaf(mass[i], distance, partial_surprise[row]);
@@ -64,8 +64,8 @@ struct Sampler : RunningMaximum {
         for (int row = 0; row < 2; ++row) {
             const float surprise = sum_of_four(partial_surprise[row]);
             const float log_sum = ptx::log2_approximate(sum[row]);
-            lse[row] = sum[row] > 0 ? log_sum_exp(row, sum[row]) : -INFINITY;
-            entropy[row] = sum[row] > 0 ? (log_sum - surprise / sum[row]) * LN2 : 0.0f;
+            lse[row] = sum[row] == 0 ? -INFINITY : log_sum_exp(row, sum[row]);
+            entropy[row] = sum[row] == 0 ? 0.0f : (log_sum - surprise / sum[row]) * LN2;
         }
     }
 

@@ -146,6 +146,10 @@ struct SoftmaxBackwardByColumns
                 this->for_each_row(scores, ROW, HasOutput ? 0 : stage.stage, own_row, [&](int i, float row) {
                     grad_weights[i] = scores[i] * (grad_weights[i] * factor(i) - row);
                 });
+                if constexpr (HAS_BASE)  // an infinite score is a constant
+                    this->for_each_row(scores, Base::BASE, stage.stage, own_row, [&](int i, float base) {
+                        if (base > 0.99f * core::LARGEST) grad_weights[i] = 0;
+                    });
                 const bool biased = CENTERED && around.inside();
                 if (biased)
                     around.add_gradients(scores, place.first_query, place.first_key,

@@ -62,6 +62,13 @@ DEVICE float min_or_nan(float a, float b) {
     return result;
 }
 
+// The larger, or NaN if either is.
+DEVICE float max_or_nan(float a, float b) {
+    float result;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+    return result;
+}
+
 DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 
 }  // namespace ptx

@@ -51,6 +51,11 @@ DEVICE float min_or_nan(float a, float b) {
     return a < b || a != a ? a : b;
 }
 
+DEVICE float max_or_nan(float a, float b) {
+    if (a == b) return std::signbit(a) ? b : a;
+    return a > b || a != a ? a : b;
+}
+
 DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) {
     return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
 }
