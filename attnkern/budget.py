@@ -1,7 +1,7 @@
 """What a result may err: twice what a naive computation in the same dtype errs, plus one rounding of the result.
 
 The naive computation adds and multiplies one term after the other, in several orders, and the largest error counts: no
-library of products, width of vectors or number of cores moves it, and no luck with few terms.
+library of products, width of vectors or number of cores moves it, and no luck where there are few results.
 """
 
 import functools
@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnkern import reference
 
-ORDERS = range(8)  # of the terms of a sum: forwards, backwards, shuffled
+ORDERS = {0: 8, 512: 2}  # of the terms of a sum, of results with so many entries: forwards, backwards, shuffled
 BLOCK = 128  # terms added one after the other, before their sum joins the others'
 MEASURES = {  # how a tensor is measured; how often the naive error; what a rounding measures, in eps times the values
     "rms": (lambda x: x.square().mean().sqrt().item(), 2, 12**-0.5),
@@ -70,7 +70,8 @@ class Budget:
             yield 100 * eps * max(scale, 1.0)
             return
         naive = 0.0
-        for order in (None, *ORDERS):
+        orders = [count for least, count in ORDERS.items() if self.exact[name].numel() >= least][-1]
+        for order in (None, *range(orders)):
             # at a fixed denominator it is one of two terms, and what twice its half errs is allowed
             for fixed in (False,) if order is None else (False, True):
                 exact = self._results(fixed, torch.float64, None)[name]
