@@ -46,7 +46,7 @@ def _joined(argv: list[str]) -> list[str]:
     """`--window -1,128` as `--window=-1,128`: what begins with a minus sign would count as an option."""
     found = []
     for argument in argv:
-        if found and found[-1] == "--window" and argument.startswith("-"):
+        if found and found[-1].startswith("--w") and "--window".startswith(found[-1]) and argument.startswith("-"):
             argument = f"{found.pop()}={argument}"
         found.append(argument)
     return found

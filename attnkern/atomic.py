@@ -14,9 +14,9 @@ ROOM = 2**20  # bytes that a disk must have left
 @contextmanager
 def written(path: str | Path) -> Iterator[Path]:
     """Another path to write to; what is there at the end takes this one's place. Makes the folder if there is none."""
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # of a link, what it names
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{os.getpid()}.{threading.get_ident()}.{path.name}")  # with its suffix
+    draft = path.with_name(f".{os.getpid()}.{threading.get_ident()}.{path.name[-40:]}")  # with its suffix
     try:
         yield draft
         os.replace(draft, path)
@@ -30,6 +30,7 @@ def check_output(path: Path, folder: bool = False) -> None:
     Raises:
         OSError: it cannot; the message says why.
     """
+    path = Path(os.path.realpath(path))
     if path.exists() and path.is_dir() != folder:
         number = errno.ENOTDIR if folder else errno.EISDIR
         raise OSError(number, os.strerror(number), str(path))

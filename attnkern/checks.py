@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attnkern.packing import Layout, Packing
-from attnkern.problem import UNLIMITED, UNNORMALISED, is_int, is_number
+from attnkern.problem import UNLIMITED, UNNORMALISED, is_int, is_number, plain
 from attnkern.results import AuxRequest
 
 
@@ -178,7 +178,7 @@ def check_offset(
     if not isinstance(query_offset, Tensor):
         if not is_int(query_offset):
             raise WrongType(f"query_offset must be an int, a (batch,) tensor or 'end', got {query_offset!r}")
-        return max(-FARTHEST, min(_int(query_offset), FARTHEST)), None
+        return max(-FARTHEST, min(plain(query_offset), FARTHEST)), None
     if query_offset.dtype not in (torch.int32, torch.int64):
         raise WrongType(f"query_offset must be an int32 or int64 tensor, got {query_offset.dtype}")
     if query_offset.dim() != len(batch) or not all(a == b for a, b in zip(query_offset.shape, batch)):
@@ -199,7 +199,7 @@ def check_window(window: tuple[int, int] | None) -> tuple[int, int]:
             raise WrongType(f"window must hold two ints, got {window!r}")
         if side < UNLIMITED:
             raise WrongValue(f"window must hold counts of keys, or -1 for unlimited, got {window!r}")
-    left, right = (UNLIMITED if side > FARTHEST else _int(side) for side in window)
+    left, right = (UNLIMITED if side > FARTHEST else plain(side) for side in window)
     return left, right
 
 
@@ -219,9 +219,11 @@ def check_scalars(
     softcap, dropout_p = _float(softcap), _float(dropout_p)
     if not 0 <= dropout_p <= 1:
         raise WrongValue(f"dropout_p must be between 0 and 1, got {dropout_p}")
-    if not 0 <= softcap < math.inf:
+    double = query is not None and query.dtype == torch.float64
+    largest = torch.finfo(torch.float64 if double else torch.float32).max
+    if not 0 <= softcap <= largest:
         raise WrongValue(f"softcap must be a finite number, 0 for none, got {softcap}")
-    if not -math.inf < scale < math.inf:
+    if not -largest <= scale <= largest:
         raise WrongValue(f"scale must be finite, got {scale}")
     return scale, softcap, dropout_p
 
@@ -290,7 +292,9 @@ def check_samples(num_samples: int | None) -> int | None:
         raise WrongType(f"num_samples must be an int or None, got {num_samples!r}")
     if num_samples < 1:
         raise WrongValue(f"num_samples must be at least 1, got {num_samples}")
-    return _int(num_samples)
+    if num_samples >= 2**31:
+        raise WrongValue(f"num_samples must be below 2**31, got {num_samples}")
+    return plain(num_samples)
 
 
 def check_pair(document: Tensor, question: Tensor) -> None:
@@ -343,10 +347,6 @@ def check_aux(return_aux: AuxRequest | None) -> AuxRequest:
 def _broadcasts(shape, full) -> bool:
     # compared one by one: sizes may be symbols of a compiler, which `in` does not resolve
     return all(any(size == fit for fit in (whole, 1)) for size, whole in zip(shape, full))
-
-
-def _int(value) -> int:
-    return value if isinstance(value, torch.SymInt) else int(value)
 
 
 def _float(value) -> float:

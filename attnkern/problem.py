@@ -3,6 +3,7 @@
 Backends, error messages, MAC counts and benchmark rows all read the same `Problem`.
 """
 
+import functools
 import math
 import sys
 from dataclasses import dataclass
@@ -33,6 +34,19 @@ def is_int(value: object) -> bool:
 
 def is_number(value: object) -> bool:
     return isinstance(value, (Real, torch.SymInt, torch.SymFloat)) and not isinstance(value, bool)
+
+
+def plain(value: object) -> int:
+    """Python's own int, which does not overflow; a traced one as it is."""
+    return value if isinstance(value, torch.SymInt) else int(value)
+
+
+@functools.cache
+def _is_device_type(name: str) -> bool:
+    try:
+        return torch.device(name).index is None
+    except RuntimeError:
+        return False
 
 
 class UnsupportedProblem(RuntimeError):
@@ -102,11 +116,14 @@ class Problem:
         }
         for name, default in defaults.items():
             if getattr(self, name) is None:
-                object.__setattr__(self, name, default)
+                self._set(name, default)
         self._check_sizes("len_k", "kv_heads", "value_dim")
         self._check_choices()
-        if self.kv_heads and self.heads % self.kv_heads:
+        if self.heads % self.kv_heads if self.kv_heads else self.heads:
             raise ValueError(f"Problem.heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}")
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
 
     def _check_sizes(self, *names: str) -> None:
         for name in names:
@@ -117,6 +134,7 @@ class Problem:
                 raise ValueError(f"Problem.{name} must not be negative, got {size}")
             if size > LARGEST:
                 raise ValueError(f"Problem.{name} must be below 2**63, as sizes of tensors are, got {size}")
+            self._set(name, plain(size))
 
     def _check_choices(self) -> None:
         for name, kind in CHOICES.items():
@@ -129,12 +147,22 @@ class Problem:
             raise ValueError(f"Problem.dropout_p must be between 0 and 1, got {self.dropout_p}")
         if not 0 <= self.softcap <= sys.float_info.max:
             raise ValueError(f"Problem.softcap must be a finite number, 0 for none, got {self.softcap}")
+        if not self.dtype.is_floating_point or self.dtype.itemsize < 2:
+            raise ValueError(f"Problem.dtype must be a floating-point dtype of 16 bits or more, got {self.dtype}")
+        if not _is_device_type(self.device):
+            raise ValueError(f"Problem.device must be a type of device, such as 'cpu' or 'cuda', got {self.device!r}")
+        if not abs(self.scale) <= sys.float_info.max:
+            raise ValueError(f"Problem.scale must be finite, got {self.scale}")
+        if self.num_samples < 1:
+            raise ValueError(f"Problem.num_samples must be at least 1, got {self.num_samples}")
         if not (isinstance(self.window, tuple) and len(self.window) == 2 and all(map(is_int, self.window))):
             raise TypeError(f"Problem.window must be a tuple of two ints, got {self.window!r}")
         if min(self.window) < UNLIMITED:
             raise ValueError(f"Problem.window must hold counts of keys, or -1 for unlimited, got {self.window}")
+        self._set("window", tuple(map(plain, self.window)))
         if self.query_offset is not None and not is_int(self.query_offset):
             raise TypeError(f"Problem.query_offset must be an int, or None for a tensor, got {self.query_offset!r}")
+        self._set("query_offset", None if self.query_offset is None else plain(self.query_offset))
         for name, allowed in NAMED.items():
             if getattr(self, name) not in allowed:
                 named = ", ".join(map(repr, allowed))

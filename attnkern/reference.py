@@ -56,7 +56,7 @@ def scores(
         score = softcap * torch.tanh(score / softcap)
     if attn_mask is not None and attn_mask.dtype != torch.bool:
         score = score + attn_mask
-    score = score.clamp(max=torch.finfo(score.dtype).max)
+    score = score.masked_fill(score == math.inf, torch.finfo(score.dtype).max)
     return torch.where(allowed, score, NEG_INF)
 
 
@@ -180,7 +180,7 @@ def attention_over_attention(
     document = torch.where(document_mask[..., None], document, 0.0)
     question = torch.where(question_mask[..., None], question, 0.0)
     score = document @ question.mT
-    score = score.clamp(max=torch.finfo(score.dtype).max)
+    score = score.masked_fill(score == math.inf, torch.finfo(score.dtype).max)
     score = torch.where(document_mask[:, :, None] & question_mask[:, None], score, NEG_INF)
     alpha, _ = softmax(score.mT)  # (B, Lq, Ld): for each word of the question, over the document
     by_row, _ = softmax(score)  # (B, Ld, Lq): for each word of the document, over the question

@@ -21,6 +21,8 @@ def ending(name: str, *expected: type[Exception]) -> Iterator[None]:
     Raises:
         SystemExit: 1 where standard output's reader has read enough; the line, for one of `expected` or OSError.
     """
+    if sys.stdout is None:  # closed before the start
+        raise SystemExit(f"{name}: standard output is closed")
     try:
         try:
             yield

@@ -104,6 +104,7 @@ def from_json(text: str) -> Result:
     if not isinstance(line, dict) or not {"kind", "pass", "impl", "ms"} <= line.keys():
         raise ValueError("not a result of 'attnkern bench'")
     try:
+        json.dumps(line, ensure_ascii=False).encode()  # half a character is none
         return _result(line)
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"not a result of 'attnkern bench' ({error})") from None
@@ -122,7 +123,7 @@ def _result(line: dict) -> Result:
     _check("loss", row.loss, tuple(LOSSES))
     row.problem("cpu")  # checks the sizes
     ms, macs = line["ms"], line.get("useful_macs")
-    if isinstance(ms, int | float):
+    if is_number(ms):
         ms = dict.fromkeys(("median", "p20", "p80"), float(ms))
         macs = round(line["tflops"] * 1e12 / 2 * ms["median"] / 1e3) if line.get("tflops") else None
     if ms is not None:
@@ -173,7 +174,7 @@ def read(path: Path) -> list[Result]:
         OSError: it cannot be read.
     """
     found, damaged = [], []
-    for number, text in enumerate(path.read_text(errors="replace").splitlines(), 1):
+    for number, text in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").split("\n"), 1):
         try:
             if text.strip():
                 found.append(from_json(text))

@@ -31,8 +31,10 @@ def run(options: argparse.Namespace) -> int:
         0; 3 if the GPU's context was lost; 130 after Ctrl-C. What was measured by then is in the file.
     """
     device = _device(options.device)
-    suites = names("suite", options.suite, SUITES) if options.suite else list(SUITES)
-    backends = names("backend", options.backends, PREFERENCE) if options.backends else list(BACKENDS[device])
+    suites = names("suite", options.suite, SUITES) if options.suite is not None else list(SUITES)
+    backends = (
+        names("backend", options.backends, PREFERENCE) if options.backends is not None else list(BACKENDS[device])
+    )
     rows = _matching(dict.fromkeys(row for suite in suites for row in SUITES[suite](device)), options.rows)
     peers = _peers(options.peers)
     _check_file(options.out)
@@ -100,6 +102,8 @@ def names(what: str, text: str, valid) -> list[str]:
     for name in chosen:
         if name not in valid:
             raise CommandError(f"unknown {what} {name!r}: choose from {', '.join(valid)}")
+    if not chosen and what != "peer":
+        raise CommandError(f"no {what} is named in {text!r}: choose from {', '.join(valid)}")
     return chosen
 
 

@@ -195,6 +195,7 @@ WRONG = [
     *({name: -1} for name in ("useful_macs", "issued_macs", "bytes", "exps", "memory")),
     *({name: float("nan")} for name in ("useful_macs", "bytes", "softcap", "memory")),
     *({"roof": ROOF | {name: number}} for name in ("ms", "macs", "bytes", "exps") for number in (0, None, 1e308)),
+    {"ms": True}, {"impl": "half \ud800"},
     {"roof": ROOF | {"limit": "patience"}}, {"role": "<b>"}, {"loss": "x"}, {"len_k": None}, {"mask": []},
     {"softcap": 10**400}, {"dtype": "nn"}, {"window": "ab"}, {"impl": 3}, {"len_q": 2.5}, {"batch": True},
 ]  # fmt: skip

@@ -112,6 +112,7 @@ def test_explain_named_backend(capsys):
         ("--kind local --window 3", "--window"),
         ("--kind local --window=-2,0", "window"),
         ("--kind local --window -2,0", "window"),
+        ("--kind local --win -2,0", "window"),
         ("--kind local --window --causal", "--window"),
         ("--window 1,1", "--window"),
         ("--dropout 2", "dropout"),
@@ -192,6 +193,8 @@ def wrong_size(): return Model(), torch.ones(2, 5), {"scale": 2}
 def numbered(): return Model(), {1: 2}
 def broken(): return torch.ones(2) + torch.ones(3)  # line 17
 def leaves(): raise SystemExit
+def not_a_word(): return torch.nn.Embedding(10, 4), torch.tensor([11])
+def a_name_of_ours(): return Model(), torch.ones(2, 4), {"roofs": 1}
 def attnkerns_own():
     import attnkern
     return attnkern.nn.MultiheadAttention(8, 2), torch.ones(1, 2, 8)
@@ -215,6 +218,8 @@ def test_inputs_by_name(name, known_roofs, capsys, tmp_path, monkeypatch):
         ("leaves", "own_{name}.py:18: SystemExit: "),
         ("numbered", "--model own_{name}:numbered: the dict at the end"),
         ("attnkerns_own", "forward() missing"),
+        ("not_a_word", "attnkern profile: IndexError: "),
+        ("a_name_of_ours", "an input by the name of roofs cannot be passed on"),
     ],
 )
 def test_an_error_in_ones_own_code_names_its_place(name, said, known_roofs, capsys, tmp_path, monkeypatch):

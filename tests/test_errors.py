@@ -57,6 +57,9 @@ WRONG = [
     (lambda: call(scale=math.nan), ValueError, "scale must be finite"),
     (lambda: call(scale=-(10**400)), ValueError, "scale must be finite"),
     (lambda: call(softcap=10**400), ValueError, "softcap must be a finite number"),
+    (lambda: call(softcap=1e300), ValueError, "softcap must be a finite number"),
+    (lambda: call(scale=1e39), ValueError, "scale must be finite"),
+    (lambda: hard(num_samples=10**20), ValueError, "num_samples must be below"),
     (lambda: call(dropout_p=10**400), ValueError, "dropout_p must be between 0 and 1"),
     (lambda: call(softcap=-1.0), ValueError, "softcap"),
     (lambda: call(softcap=math.inf), ValueError, "softcap"),
@@ -191,6 +194,12 @@ def test_torchs_own_aux_request_is_understood():
         ({"dropout_p": 2}, ValueError, "dropout_p"),
         ({"scale": False}, TypeError, "scale"),
         ({"softcap": 10**400}, ValueError, "softcap"),
+        ({"dtype": torch.int32}, ValueError, "dtype"),
+        ({"dtype": torch.float8_e4m3fn}, ValueError, "dtype"),
+        ({"device": "tpu"}, ValueError, "device"),
+        ({"device": "cuda:0"}, ValueError, "device"),
+        ({"scale": float("inf")}, ValueError, "scale"),
+        ({"num_samples": 0}, ValueError, "num_samples"),
         ({"mask": "int"}, ValueError, "mask"),
         ({"selector": "hard"}, ValueError, "selector"),
         ({"weights": True}, ValueError, "weights"),
@@ -202,4 +211,9 @@ def test_a_problem_that_is_none(choices, error, named):
 
 
 def test_sizes_of_a_problem_may_be_numpys():
+    """And count as Python's: theirs overflow."""
     assert attnkern.Problem(len_q=np.int64(4), dropout_p=np.float32(0.5)).pairs() == 16
+    assert attnkern.Problem(len_q=np.uint8(200)).pairs() == 40_000
+    sizes = {"len_q": 4096, "heads": 16, "batch": 8, "window": (100, 0), "query_offset": 3}
+    theirs = {k: tuple(map(np.uint32, v)) if k == "window" else np.int32(v) for k, v in sizes.items()}
+    assert attnkern.mac.count(attnkern.Problem(**theirs)) == attnkern.mac.count(attnkern.Problem(**sizes))

@@ -87,6 +87,24 @@ def test_a_masked_key_may_hold_anything(backend, softcap, device):
         torch.testing.assert_close(clean, poisoned)
 
 
+@pytest.mark.parametrize("anything", [math.nan, math.inf])
+@pytest.mark.parametrize("prior", [{"is_causal": True}, {"window": (2, 2)}], ids=str)
+def test_a_mask_may_hold_anything_out_of_sight(backend, prior, anything, device):
+    inputs = tensors(len_q=70, device=device)
+    distance = torch.arange(70, device=device) - torch.arange(70, device=device)[:, None]
+    hidden = distance > 0 if "is_causal" in prior else distance.abs() > 2
+    results = []
+    for mask in (torch.randn(70, 70, generator=torch.Generator().manual_seed(0)).to(device),) * 2:
+        mask = mask.masked_fill(hidden, anything) if results else mask
+        output = attnkern.local_attention(*inputs, mask, backend=backend, **{"window": (-1, -1)} | prior)
+        hard = attnkern.hard_attention(*inputs, mask, seed=1, backend=backend, **prior)
+        mac = attnkern.mac_attention(*inputs, mask, activation="relu", backend=backend, **prior)
+        loss = output.sin().sum() + hard.log_prob.sum() + mac.sin().sum()
+        results.append((output, hard.index, hard.lse, mac, *torch.autograd.grad(loss, inputs)))
+    for clean, spoilt in zip(*results):
+        torch.testing.assert_close(clean, spoilt)
+
+
 def test_positions_outside_the_keys(backend, device):
     query, key, value = tensors(device=device)
     for offset in (-1000, 1000):

@@ -83,6 +83,41 @@ def test_an_output_that_cannot_be_written(command, place, rows, folder, capsys, 
     assert {file: file.is_dir() or file.read_text() for file in folder.rglob("*")} == before
 
 
+def test_a_link_is_written_through(rows, folder):
+    target, link = folder / "target.html", folder / "link.html"
+    target.write_text("before")
+    link.symlink_to(target)
+    assert main(["report", str(rows), "-o", str(link)]) == 0
+    assert link.is_symlink() and target.read_text().startswith("<!")
+
+
+def test_a_name_as_long_as_names_may_be(rows, folder):
+    page = folder / ("x" * 250 + ".html")
+    assert main(["report", str(rows), "-o", str(page)]) == 0
+    assert [*folder.iterdir()] == [page]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ("--json {out} --trace {out}", "--json and --trace name the same file"),
+        ("--machine-code --json {out}", "--json goes with a profile"),
+        ("--len-q 77 --dtype bfloat16", "--len-q describes one attention call: begin with --kind"),
+        ("--machine-code .", "."),
+    ],
+)
+def test_what_a_profile_would_leave_out(arguments, said, folder, capsys):
+    assert main(["profile", *arguments.format(out=folder / "out.json").split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and not [*folder.iterdir()]
+
+
+@pytest.mark.parametrize("arguments", ["--suite ,", "--suite=", "--backends ,", "--seconds nan", "--seconds -1"])
+def test_a_benchmark_of_nothing(arguments, folder, capsys):
+    assert main(["bench", *arguments.split(" ", 1), "--out", str(folder / "rows.jsonl")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1 and not [*folder.iterdir()]
+
+
 def test_an_output_in_a_new_folder(rows, folder):
     page = folder / "new" / "page.html"
     assert main(["report", str(rows), "-o", str(page)]) == 0
@@ -111,6 +146,11 @@ def test_what_is_printed_where_nobody_reads(arguments, unbuffered, monkeypatch):
     with open("/dev/full", "w") as full:
         run = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
     assert (run.returncode, run.stderr) == (1, "attnkern: [Errno 28] No space left on device\n")
+
+
+def test_a_closed_standard_output():
+    run = subprocess.run(["sh", "-c", '"$0" -m attnkern info >&-', sys.executable], stderr=subprocess.PIPE, text=True)
+    assert (run.returncode, run.stderr) == (1, "attnkern: standard output is closed\n")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full disk here")

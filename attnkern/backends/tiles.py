@@ -170,6 +170,8 @@ class Tile:
             self.key = torch.where(self._reachable, self.key, 0.0)
 
         band = block.band(keys)
+        # a float mask may hold anything there
+        hidden = band == NEG_INF if band is not None and problem.mask == "float" else None
         query, key = block.query, self.key.mT
         self.slope = None
         if problem.softcap:
@@ -185,6 +187,8 @@ class Tile:
             self.scores = torch.baddbmm(band, query, key, alpha=problem.scale, out=block.take_band(keys))
         if bias is not None:
             block.as_heads(self.scores).add_(bias)
+        if hidden is not None:
+            self.scores.masked_fill_(hidden, NEG_INF)
         if problem.renormalize:
             self.scores.add_(self.gaussian[1], alpha=-0.5)
         self.scores.clamp_(max=torch.finfo(self.scores.dtype).max)

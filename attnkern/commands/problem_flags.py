@@ -34,6 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser, kind: str | None) -> None:
     add("--backend", choices=PREFERENCE, help="ask for this backend instead of the first that can")
 
 
+def given(arguments: argparse.Namespace) -> list[str]:
+    """Flags that describe a call and are not as they are by default."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, kind=None)
+    defaults = vars(parser.parse_args([]))
+    names = [name for name, default in defaults.items() if name != "device" and getattr(arguments, name) != default]
+    return [f"--{name.replace('_', '-')}" for name in names]
+
+
 def problem_of(arguments: argparse.Namespace) -> attnkern.Problem:
     """The problem that the flags describe."""
     for name in ("batch", "heads", "kv_heads", "len_q", "len_k", "head_dim"):

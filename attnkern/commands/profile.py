@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fresh-roofs", action="store_true", help="measure the roofs again (they are kept for 30 days)")
     add("--counters", action="store_true", help="compare what is counted with the GPU's own counters (needs ncu)")
     add(
-        "--machine-code", nargs="?", const=Path(), type=Path, metavar="FILE",
+        "--machine-code", nargs="?", const=True, type=Path, metavar="FILE",
         help="read what each score costs off the machine code of the CUDA C++ kernels, or of a cubin or module in "
         "FILE, or with --kind of the Triton kernels compiled for sm_90; needs no GPU",
     )  # fmt: skip
@@ -49,19 +49,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # read when torch's profiler first starts, which talks to itself
-    for flag in ("json", "trace"):
-        file = getattr(arguments, flag)
-        if file is not None:
-            check_file(f"--{flag}", file)
+    files = {flag: file for flag in ("json", "trace") if (file := getattr(arguments, flag)) is not None}
+    for flag, file in files.items():
+        if arguments.counters or arguments.machine_code:
+            raise CommandError(f"--{flag} goes with a profile, not with --counters or --machine-code")
+        check_file(f"--{flag}", file)
+    if len({os.path.realpath(file) for file in files.values()}) < len(files):
+        raise CommandError(f"--json and --trace name the same file, {arguments.json}")
     if arguments.model and arguments.kind:
         raise CommandError("--model and --kind name two things to profile; leave one out")
     if arguments.counters and not arguments.kind:
         raise CommandError("--counters compares one attention call: describe it, beginning with --kind")
+    if not arguments.kind and (given := problem_flags.given(arguments)):
+        raise CommandError(f"{given[0]} describes one attention call: begin with --kind")
     problem = problem_flags.problem_of(arguments) if arguments.kind else None
     if arguments.counters:
         return _compare(problem, arguments)
-    if arguments.machine_code is not None:
-        return machine_code.show(arguments.machine_code if arguments.machine_code != Path() else None, problem)
+    if arguments.machine_code:
+        return machine_code.show(None if arguments.machine_code is True else arguments.machine_code, problem)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise CommandError("--device cuda: there is no GPU here")
     named = {}
@@ -73,11 +78,11 @@ def run(arguments: argparse.Namespace) -> int:
         roofs = mac.roofs(_device(model, inputs, named), fresh=arguments.fresh_roofs, progress=_bar)
         profile = mac.profile(model, *inputs, **named, backward=arguments.backward, roofs=roofs)
         floor = "" if problem is None else _against_floor(problem, profile, roofs, arguments)
-    print(f"{profile}\n{floor}".rstrip())
     if arguments.json:
         profile.to_json(arguments.json)
     if arguments.trace:
         profile.to_chrome_trace(arguments.trace)
+    print(f"{profile}\n{floor}".rstrip())
     return 0
 
 
@@ -124,7 +129,7 @@ def _encoder(device: str) -> Call:
 
 def _imported(name: str) -> Call:
     module, _, function = name.partition(":")
-    if not module or not function:
+    if not module or not function or module.startswith("."):
         raise CommandError(f"--model expects MODULE:NAME, got {name!r}")
     sys.path.insert(0, "")  # as `python -m` has it
     try:
@@ -146,6 +151,8 @@ def _imported(name: str) -> Call:
         raise CommandError(
             f"--model {name}: the dict at the end holds inputs by name; add another, {{}}, to pass it on"
         )
+    if own := {"model", "backward", "roofs"} & named.keys():
+        raise CommandError(f"--model {name}: an input by the name of {min(own)} cannot be passed on; wrap the model")
     return model, tuple(inputs), named
 
 
@@ -160,9 +167,16 @@ def _named_errors() -> Iterator[None]:
         said = (str(error).splitlines() or [""])[0]
         if (place := _place(error)) is not None:
             raise CommandError(f"{place}: {type(error).__name__}: {said}") from None
-        if isinstance(error, (RuntimeError, ValueError, TypeError)):
+        if isinstance(error, (RuntimeError, ValueError, TypeError, SyntaxError)):
             raise CommandError(said) from None
+        if not _is_ours(error):  # torch's, given what it cannot take
+            raise CommandError(f"{type(error).__name__}: {said}") from None
         raise
+
+
+def _is_ours(error: BaseException) -> bool:
+    *_, innermost = traceback.extract_tb(error.__traceback__)
+    return innermost.filename.startswith(NOT_USERS[0])
 
 
 def _place(error: BaseException) -> str | None:
