@@ -41,7 +41,7 @@ def far_rows(
     position = query_offset
     if OFFSETS:
         position = tl.load(offsets + batch).to(tl.int32)
-    anchor, begin, end, _, _ = keys_in_sight(
+    anchor, begin, end, inner_begin, inner_end = keys_in_sight(
         i, anchors, head_rows, begin_m, position, len_q, len_k, left, right, LEFT, RIGHT, CENTERED, CAUSAL, BLOCK_M
     )
     end = tl.where(tl.max(far.to(tl.int32), 0) > 0, end, begin)
@@ -62,7 +62,7 @@ def far_rows(
             MASK, LEFT, RIGHT, CENTERED, CAUSAL, True, UNIT,
         )  # fmt: skip
         if GAUSSIAN == "inside":
-            _, square = gaussian_terms(j, near, mirrored, width, GAUSSIAN)
+            distance, square = gaussian_terms(j, near, mirrored, width, GAUSSIAN)
             score += square * (-0.5 * UNIT)
         new_top = tl.minimum(tl.maximum(top, tl.max(score, 1)), LARGEST)
         weight = at_most(exponential(score - new_top[:, None], UNIT), 1.0)
