@@ -108,3 +108,15 @@ def test_entropy_of_a_uniform_row():
     query, key, value = tensors(2, 8)
     hard = reference.hard_attention(query * 0, key, value, seed=SEED)
     torch.testing.assert_close(hard.entropy, torch.full((2, 2, 2), math.log(8), dtype=torch.float64))
+
+
+def test_gradients_of_nan_are_no_zeros():
+    """But where they do not depend on it: with linear weights the query's gradient knows keys and values alone."""
+    query, key, value = (torch.randn(1, 1, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    expected = torch.autograd.grad(reference.mac_attention(query, key, value, activation="linear").sum(), query)[0]
+    with torch.no_grad():
+        query[:, :, 1] = float("nan")
+    found = torch.autograd.grad(reference.mac_attention(query, key, value, activation="linear").sum(), query)[0]
+    torch.testing.assert_close(found, expected)
+    (found,) = torch.autograd.grad(reference.softmax_attention(query, key, value)[0].sum(), query)
+    assert found[:, :, 1].isnan().all() and found[:, :, [0, 2, 3, 4]].isfinite().all()
