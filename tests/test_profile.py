@@ -251,6 +251,14 @@ def test_recurrent_layers_of_gpus(name):
         assert FORMULAS[getattr(torch.ops.aten, f"{name}_backward")](given, ()) == 2 * macs
 
 
+@pytest.mark.parametrize("make", [torch.jit.script, lambda module: torch.jit.trace(module, torch.ones(2, 4))])
+@pytest.mark.parametrize("inside", [False, True])
+def test_torchscript(make, inside):
+    model = make(nn.Linear(4, 8))
+    found = profiled(nn.Sequential(model, nn.ReLU()) if inside else model, torch.ones(2, 4))
+    assert found.total.macs == 2 * 4 * 8 and operation(found, "mm").macs == found.total.macs
+
+
 def test_what_is_not_counted_is_named():
     square = torch.eye(4) + 1
     found = profiled(lambda: torch.fft.fft(torch.linalg.solve(torch.relu(square), square) @ square))

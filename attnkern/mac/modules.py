@@ -91,10 +91,12 @@ class Modules:
 
 
 def _compiled(called: set[nn.Module]) -> set[nn.Module]:
-    """Modules that run as compiled code: dynamo would compile their hooks into it."""
+    """Modules that run as compiled code: dynamo would compile their hooks into it, TorchScript takes none."""
     found = set()
     for module in called:
-        if isinstance(module, torch._dynamo.OptimizedModule):
+        if isinstance(module, torch.jit.ScriptModule):
+            found.add(module)
+        elif isinstance(module, torch._dynamo.OptimizedModule):
             found.update(module._orig_mod.modules())
         elif module._compiled_call_impl is not None:
             found.update(module.modules())
