@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from attnkern import reference
 
 ORDERS = {0: 8, 512: 2}  # of the terms of a sum, of results with so many entries: forwards, backwards, shuffled
+TRUST = 0.75  # share of what torch's own products err that counts
 BLOCK = 128  # terms added one after the other, before their sum joins the others'
 MEASURES = {  # how a tensor is measured; how often the naive error; what a rounding measures, in eps times the values
     "rms": (lambda x: x.square().mean().sqrt().item(), 2, 12**-0.5),
@@ -62,7 +63,7 @@ class Budget:
     def _budgets(self, name: str, measure: str, dtype: torch.dtype) -> Iterator[float]:
         """Ever larger ones, as more ways of computing are tried: most results need only the first.
 
-        That is torch's own products: fast, and trusted with half, as their luck is the machine's.
+        That is torch's own products: fast, and not trusted wholly, as their luck is the machine's.
         """
         size, factor, roundings = MEASURES[measure]
         eps, scale = torch.finfo(dtype).eps, size(_finite(self.exact[name]).abs())
@@ -76,7 +77,8 @@ class Budget:
             for fixed in (False,) if order is None else (False, True):
                 exact = self._results(fixed, torch.float64, None)[name]
                 found = self._results(fixed, self._dtype, order)[name]
-                naive = max(naive, size(_error(found, exact)) / (2 if fixed or order is None else 1))
+                share = TRUST if order is None else 0.5 if fixed else 1.0
+                naive = max(naive, share * size(_error(found, exact)))
                 scale = max(scale, size(_finite(exact).abs()))
                 yield factor * naive + roundings * eps * scale
 

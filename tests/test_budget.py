@@ -25,7 +25,7 @@ COMMON = [
     ),
     Case((130, 70), (16, 16), heads=(2, 2), mask="float per row", options={"query_offset": -40, "is_causal": True}),
 ]
-LARGE = [Case((1000, 300), (16, 16), mask="float per key"), Case((300, 111), (128, 128), heads=(2, 1))]
+LARGE = [Case((1000, 111), (16, 16), mask="float per key"), Case((300, 111), (128, 128), heads=(2, 1))]
 WINDOWS = [(3, 5), (16, 0), (-1, 20), (40, -1), (0, 0), (64, 64), (200, 200), (7, 1), (2, -1), (100, 30), (64, 0)]
 
 
@@ -56,8 +56,8 @@ KINDS = [(kind, case) for kind in ("global", "local", "hard") for case in cases_
 @pytest.mark.parametrize("dtype", [FP32, HALF, BF16], ids=["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize(("kind", "case"), KINDS, ids=lambda x: str(x))
 def test_triton(kind, case, dtype, device, poisoned_memory):
-    if device == "cpu" and dtype != FP32 and case.lengths[0] > 200:
-        pytest.skip("half a minute in the interpreter; in float32 here, in every dtype on a GPU")
+    if device == "cpu" and dtype != FP32 and max(case.lengths) > 200:
+        pytest.skip("slow in the interpreter; in float32 here, in every dtype on a GPU")
     check(kind, case, "triton", dtype, device)
 
 

@@ -133,8 +133,7 @@ COMMAND = [sys.executable, "-m", "attnkern"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full disk here")
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("arguments", [["profile", "--help"], ["explain"]], ids=" ".join)
+@pytest.mark.parametrize(("arguments", "unbuffered"), [(["profile", "--help"], "1"), (["explain"], "")])
 def test_what_is_printed_where_nobody_reads(arguments, unbuffered, monkeypatch):
     """`| head` is no error of ours, a full disk is: neither exits with 0."""
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
