@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from unittest import mock
 
 import torch
@@ -178,14 +179,8 @@ def check(kind: str, case: Case, backend: str, dtype: torch.dtype, device: str, 
         drawn = got.pop("index", torch.empty(0)).cpu()
         wrong = torch.stack([drawn != index for index in draws]).all(0).sum() if draws else 0
         assert not wrong, f"{wrong} of {drawn.numel()} draws differ"
-        budget = budget or Budget(
-            lambda dtype, drawn=drawn: run_naive(kind, widened(tensors, dtype), case, drawn), dtype
-        )
+        budget = budget or Budget(partial(run_naive, kind, tensors, case, drawn), dtype)
         check_results(budget, got)
-
-
-def _naive(kind: str, tensors: dict[str, Tensor], case: Case, index: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    return run_naive(kind, widened(tensors, dtype), case, index)
 
 
 def _draws(tensors: dict[str, Tensor], case: Case) -> list[Tensor]:
@@ -211,14 +206,16 @@ def widened(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]
     return {name: t.double() if wide and t.is_floating_point() else t for name, t in found.items()}
 
 
-def run_naive(kind: str, tensors: dict[str, Tensor], case: Case, index: Tensor | None) -> dict[str, Tensor]:
-    """The reference in the tensors' own dtype, without widening."""
+def run_naive(
+    kind: str, tensors: dict[str, Tensor], case: Case, index: Tensor | None, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The reference in the tensors' own dtype, without widening, or in float64 if `dtype` is that."""
 
     def unwidened(function, *args, packing, **options):
         return function(*args, **options)
 
     with mock.patch.object(reference, "widened", unwidened):
-        return run(kind, tensors, case, "reference", index)
+        return run(kind, widened(tensors, dtype), case, "reference", index)
 
 
 def check_extreme_centers(backend: str, dtype: torch.dtype, device: str, renormalize: bool) -> None:

@@ -27,7 +27,7 @@ def budget_of(kind, case, dtype):
     index = run(kind, widened(tensors, torch.float64), case, "reference")["index"] if kind == "hard" else None
 
     def naive(dtype):
-        found = run_naive(kind, widened(tensors, dtype), case, index)
+        found = run_naive(kind, tensors, case, index, dtype)
         found.pop("index", None)
         return found
 
@@ -74,7 +74,6 @@ def test_cpu_capabilities_do_not_move_it():
     """Nor do libraries of products: the budget of a fixed case is the same number in each process."""
     script = """
 import torch
-from attnkern import reference
 from attnkern import reference
 from attnkern.budget import Budget
 query, key, value = ((torch.arange(2 * 70 * 24) * x % 101 / 32 - 1.5).view(1, 2, 70, 24) for x in (37, 53, 71))
