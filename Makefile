@@ -43,6 +43,9 @@ gpu-check:  ## tests and benchmarks on this machine's GPU, in stages (STAGE=3, S
 gpu-build:  ## compile the CUDA C++ kernels into the package; needs nvcc, ninja and pybind11, but no GPU
 	$(PYTHON) csrc/build.py cuda
 
+cpu-build:  ## compile the kernels for CPUs into the package; needs a C++ compiler, ninja and pybind11
+	$(BIN)/python csrc/build.py cpu
+
 clean:  ## remove .venv and whatever else was made
 	rm -rf .venv build csrc/build attnkern/*.so dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks attnkern_demo.png attnkern_bench.jsonl attnkern_report.html
 
@@ -63,4 +66,4 @@ $(READY): pyproject.toml setup.py
 	fi
 	@touch $@
 
-.PHONY: help demo bench test test-quick lint format gpu-check gpu-build clean
+.PHONY: help demo bench test test-quick lint format gpu-check gpu-build cpu-build clean

@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: where two folders belong, and that csrc/ is compiled if there is an nvcc."""
+"""What pyproject.toml cannot say: where two folders belong, and what of csrc/ is compiled: what there are compilers for."""
 
 import os
 import runpy
@@ -12,17 +12,19 @@ from setuptools.errors import CompileError
 # A checkout finds the same folders through the symbolic links attnkern/triton_kernels and attnkern/bench.
 FOLDERS = {"attnkern.triton_kernels": "triton_kernels", "attnkern.bench": "bench"}
 CSRC = runpy.run_path(str(Path(__file__).parent / "csrc" / "build.py"))
-WITH_CUDA = os.environ.get("ATTNKERN_CUDA") != "0" and CSRC["find_nvcc"]() is not None
+COMPILERS = {"cpu": CSRC["find_compiler"], "cuda": CSRC["find_nvcc"]}
+MODULES = [kind for kind, found in COMPILERS.items() if os.environ.get(f"ATTNKERN_{kind.upper()}") != "0" and found()]
 
 
 class BuildKernels(build_ext):
-    """Compiles the CUDA C++ kernels with csrc/build.py; no GPU is needed."""
+    """Compiles the kernels with csrc/build.py; no GPU is needed."""
 
     def build_extension(self, ext):
+        kind = ext.name.rpartition("_")[2]
         try:
-            CSRC["build"]("cuda", Path(self.get_ext_fullpath(ext.name)).parent.absolute())
+            CSRC["build"](kind, Path(self.get_ext_fullpath(ext.name)).parent.absolute())
         except CSRC["CannotBuild"] as error:
-            raise CompileError(f"{error} (ATTNKERN_CUDA=0 installs without the CUDA kernels)") from None
+            raise CompileError(f"{error} (ATTNKERN_{kind.upper()}=0 installs without these kernels)") from None
 
 
 class WithLinks(sdist):
@@ -38,6 +40,6 @@ setup(
     packages=[*find_packages(include=["attnkern", "attnkern.*"], exclude=[f"{name}*" for name in FOLDERS]), *FOLDERS],
     package_dir=FOLDERS,
     package_data={"attnkern.bench": ["page.html"]},
-    ext_modules=[Extension("attnkern._cuda", sources=[])] if WITH_CUDA else [],
+    ext_modules=[Extension(f"attnkern._{kind}", sources=[]) for kind in MODULES],
     cmdclass={"build_ext": BuildKernels, "sdist": WithLinks},
 )

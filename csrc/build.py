@@ -1,8 +1,9 @@
-"""Builds the Python modules of this folder with ninja: the kernels for sm_90a (nvcc), or their emulated twin (g++).
+"""Builds the Python modules of this folder with ninja: the kernels for CPUs, those for sm_90a, or the latter's emulated twin.
 
-    python csrc/build.py cuda | emulated [--into FOLDER]
+    python csrc/build.py cpu | cuda | emulated [--into FOLDER]
 
-Needs pybind11 and ninja, and for `cuda` an nvcc (CUDA_HOME, PATH or /usr/local/cuda), but no GPU.
+Needs pybind11 and ninja; `cpu` and `emulated` a C++ compiler (CXX, g++ or clang++), `cuda` an nvcc (CUDA_HOME, PATH or
+/usr/local/cuda), but no GPU.
 """
 
 import argparse
@@ -18,8 +19,15 @@ HERE = Path(__file__).resolve().parent
 PACKAGE = HERE.parent / "attnkern"
 NVCC_FLAGS = "-std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a -Xcompiler -fPIC,-fvisibility=hidden"
 GXX_FLAGS = "-std=c++17 -O2 -fPIC -fvisibility=hidden -x c++"
-if platform.machine() == "x86_64":
+CPU_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno"
+ON_ARM = platform.machine() in ("aarch64", "arm64")
+INSTRUCTION_SETS = {"neon" if ON_ARM else "plain": ""}  # of csrc/cpu's kernels, each compiled on its own
+if platform.machine() in ("x86_64", "AMD64"):
     GXX_FLAGS = f"-march=x86-64-v3 {GXX_FLAGS}"
+    INSTRUCTION_SETS |= {
+        "avx2": "-mavx2 -mfma",
+        "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mprefer-vector-width=512",
+    }
 
 
 class CannotBuild(RuntimeError):
@@ -27,12 +35,12 @@ class CannotBuild(RuntimeError):
 
 
 def build(kind: str, into: Path = PACKAGE) -> Path:
-    """Compiles `attnkern._cuda` or `attnkern._emulated` into a folder; returns the module's path.
+    """Compiles `attnkern._cpu`, `_cuda` or `_emulated` into a folder; returns the module's path.
 
     What is up to date stays; of several processes that build at once, one does and the others wait.
 
     Raises:
-        CannotBuild: nvcc, ninja or pybind11 is missing, or the compilation failed.
+        CannotBuild: a compiler, ninja or pybind11 is missing, or the compilation failed.
     """
     import fcntl  # not on every system that can read this file
 
@@ -55,33 +63,62 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc", path=os.pathsep.join([*places[:-1], os.environ.get("PATH", ""), places[-1]]))
 
 
+def find_compiler() -> str | None:
+    """The C++ compiler: CXX where that is set, else g++ or clang++; None if there is none."""
+    return shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")
+
+
 def _recipe(kind: str, module: Path) -> str:
-    sources = sorted((HERE / "instances").glob("*.cu"))
-    if kind == "cuda":
-        compiler = find_nvcc()
-        if compiler is None:
-            raise CannotBuild("no nvcc in CUDA_HOME, PATH or /usr/local/cuda")
-        flags, include = f"{NVCC_FLAGS} -x cu", f"-I{HERE}"
-    else:
-        compiler, flags, include = "g++", GXX_FLAGS, f"-I{HERE / 'emulator'} -I{HERE}"
-        sources += sorted((HERE / "emulator").glob("*.cpp"))
+    compiler, objects = {"cpu": _cpu, "cuda": _cuda, "emulated": _emulated}[kind]()
     python = f"-DATTNKERN_MODULE=_{kind} -isystem {_pybind11()} -isystem {sysconfig.get_paths()['include']}"
-    objects = {f"{source.stem}.o": source for source in sources}
-    return "\n".join(
-        [
-            "rule compile",
-            f"  command = {compiler} {flags} {include} $python -MMD -MF $out.d -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-            "rule link",  # under another name first: a module that is in use, or half written, is never loaded
-            f"  command = {compiler} -shared $in -o $out.draft && mv $out.draft $out",
-            *(f"build {name}: compile {source}" for name, source in objects.items()),
-            f"build binding.o: compile {HERE / 'binding.cpp'}",
-            f"  python = {python}",  # only here: the kernels need not be compiled anew for another Python
-            f"build {module}: link binding.o {' '.join(objects)}",
-            "",
-        ]
-    )
+    lines = [
+        "rule compile",
+        f"  command = {compiler} $flags -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",  # under another name first: a module that is in use, or half written, is never loaded
+        f"  command = {compiler} -shared $in -o $out.draft && mv $out.draft $out",
+    ]
+    for name, (source, flags) in objects.items():
+        # Python only for the binding: the kernels need not be compiled anew for another one
+        lines += [f"build {name}.o: compile {source}", f"  flags = {flags} {python if name == 'binding' else ''}"]
+    lines += [f"build {module}: link {' '.join(f'{name}.o' for name in objects)}", ""]
+    return "\n".join(lines)
+
+
+Objects = dict[str, tuple[Path, str]]  # by name: its source, and flags
+
+
+def _cpu() -> tuple[str, Objects]:
+    folder = HERE / "cpu"
+    objects = {name: (folder / f"{name}.cpp", CPU_FLAGS) for name in ("parallel", "binding")}
+    kernels = {name: (folder / "kernels.cpp", f"{CPU_FLAGS} -DISA={name} {own}") for name, own in INSTRUCTION_SETS.items()}
+    return _compiler(), kernels | objects
+
+
+def _cuda() -> tuple[str, Objects]:
+    compiler = find_nvcc()
+    if compiler is None:
+        raise CannotBuild("no nvcc in CUDA_HOME, PATH or /usr/local/cuda")
+    return compiler, _kernels(f"{NVCC_FLAGS} -x cu -I{HERE}")
+
+
+def _emulated() -> tuple[str, Objects]:
+    flags = f"{GXX_FLAGS} -I{HERE / 'emulator'} -I{HERE}"
+    emulator = {source.stem: (source, flags) for source in sorted((HERE / "emulator").glob("*.cpp"))}
+    return _compiler(), _kernels(flags) | emulator
+
+
+def _kernels(flags: str) -> Objects:
+    sources = [*sorted((HERE / "instances").glob("*.cu")), HERE / "binding.cpp"]
+    return {source.stem: (source, flags) for source in sources}
+
+
+def _compiler() -> str:
+    compiler = find_compiler()
+    if compiler is None:
+        raise CannotBuild("no C++ compiler: CXX, g++ or clang++")
+    return compiler
 
 
 def _pybind11() -> str:
@@ -105,7 +142,7 @@ def _ninja() -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("kind", choices=("cuda", "emulated"))
+    parser.add_argument("kind", choices=("cpu", "cuda", "emulated"))
     parser.add_argument("--into", type=Path, default=PACKAGE, help="folder of the module (default: the package)")
     arguments = parser.parse_args()
     try:

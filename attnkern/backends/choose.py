@@ -9,8 +9,9 @@ from attnkern.backends.tuning import FEWEST_ROWS
 from attnkern.problem import Problem, UnsupportedProblem
 
 # fastest first; the reference stores the whole score matrix and runs anything
-PREFERENCE = ("cuda", "triton", "blocked", "reference")
+PREFERENCE = ("cuda", "triton", "cpu", "blocked", "reference")
 NOT_BUILT = {
+    "cpu": "its kernels are not built (a C++ compiler is needed at installation)",
     "cuda": "its kernels are not built (nvcc is needed at installation)",
     "emulated": "it is not built: python csrc/build.py emulated",
 }

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    sections = (environment(), backends(device()), cuda_kernels(), build_tools(), optional_packages())
+    sections = (environment(), backends(device()), cpu_kernels(), cuda_kernels(), build_tools(), optional_packages())
     for section in sections:
         print("\n".join(f"{name:<20} {text}" for name, text in section), end="\n\n")
     return 0
@@ -58,6 +58,15 @@ def backends(device: str) -> list[tuple[str, str]]:
         verdict = "first choice" if name == explanation.chosen else "usable" if reason is None else f"no: {reason}"
         lines.append((f"backend {name}", f"{verdict} on {device}" if reason is None else verdict))
     return lines
+
+
+def cpu_kernels() -> list[tuple[str, str]]:
+    """The compiled kernels for CPUs: which instructions they use here; else what is missing."""
+    backend = choose.load("cpu")
+    if isinstance(backend, str):
+        return [("cpu kernels", "not built: install a C++ compiler (g++ or clang++), then attnkern again")]
+    usable = ", ".join(backend.usable())
+    return [("cpu kernels", f"{backend.in_use()}, of {usable}; {backend.CAPABILITY} names another")]
 
 
 def cuda_kernels() -> list[tuple[str, str]]:

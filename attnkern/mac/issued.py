@@ -114,6 +114,26 @@ def _walked(problem: Problem, align: int) -> tuple[int, int]:
     return heads * pairs, heads * again
 
 
+def _cpu(problem: Problem, operation: Operation, sources: Sources) -> list[Pass]:
+    """Lanes without a query are computed too; short heads that share keys fill them together."""
+    score, value = problem.head_dim, problem.value_dim
+    backend = load("cpu")
+    rows = min(backend.tile_rows(problem), problem.len_q)
+    together = min(backend.tile_rows(problem) // rows, problem.group) if problem.len_q == rows else 1
+
+    def area(first: int) -> int:
+        last = min(first + rows, problem.len_q)
+        begin, end = _key_range(problem, first, last, 1)
+        padded = -(-together * (last - first) // backend.lanes()) * backend.lanes()
+        return padded * max(0, end - begin)
+
+    tiles = problem.batch * problem.kv_heads * -(-problem.group // together)
+    pairs = tiles * steps.total(area, problem.len_q, rows, 1, steps.query_bends(problem))
+    if operation != "backward":
+        return [Pass("forward", pairs, score + value * (operation == "softmax"))]
+    return [Pass("backward", pairs, 3 * score + 2 * value * sources.output)]
+
+
 def _triton(problem: Problem, operation: Operation, sources: Sources) -> list[Pass]:
     from attnkern.backends import launching  # imports Triton
 
@@ -175,6 +195,7 @@ def _cuda(problem: Problem, operation: Operation, sources: Sources) -> list[Pass
 
 PASSES = {
     "reference": _reference,
+    "cpu": _cpu,
     "blocked": _blocked,
     "triton": _triton,
     "cuda": _cuda,

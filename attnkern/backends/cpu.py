@@ -1,0 +1,171 @@
+"""Native kernels for CPUs (csrc/cpu): every operation in O(L) memory, one parallel region a call."""
+
+import os
+
+import torch
+from torch import Tensor
+
+from attnkern import _cpu, philox
+from attnkern.backends import sparse
+from attnkern.backends.memory import broadcastable
+from attnkern.problem import UNLIMITED, Gradients, Inputs, Problem, new_output
+
+INSTRUCTION_SETS = ("avx512", "avx2", "neon", "plain")  # best first; each machine has one of the last two
+CAPABILITY = "ATTNKERN_CPU_CAPABILITY"  # the environment variable that names the best one to use
+TILE_ROWS = 64  # queries of a tile, at most
+NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+SELECTORS = ("softmax", "sample", "argmax", "linear", "relu", "exp")  # as csrc/cpu/call.h numbers them
+NOTHING = (0, (0, 0, 0, 0), 0)
+
+
+def refuses(problem: Problem) -> str | None:
+    """Why this backend cannot run the problem; None if it can."""
+    if problem.device != "cpu":
+        return f"it is for CPUs, not {problem.device}"
+    if problem.dtype not in NUMBERS:
+        return f"dtype {problem.dtype} is not float32, bfloat16 or float16"
+    if problem.kind == "aoa":
+        return "it has no Attention-over-Attention"
+    if problem.center:
+        return "it has no learned centres"
+    if max(problem.len_q, problem.len_k) >= 2**31:
+        return "lengths must be below 2**31"
+    return None
+
+
+def usable() -> list[str]:
+    """Instruction sets that there are kernels for and that this machine has, best first."""
+    return _cpu.usable()
+
+
+def in_use() -> str:
+    """The one whose kernels run."""
+    return _cpu.chosen()
+
+
+def lanes() -> int:
+    """Queries that one of its vectors holds."""
+    return _cpu.lanes()
+
+
+def use(instruction_set: str) -> None:
+    """Lets the kernels use no better instructions than these.
+
+    Raises:
+        ValueError: there are no instructions of that name.
+    """
+    if instruction_set not in INSTRUCTION_SETS:
+        names = ", ".join(INSTRUCTION_SETS)
+        raise ValueError(f"{CAPABILITY} must be one of {names}, got {instruction_set!r}")
+    allowed = (*INSTRUCTION_SETS[INSTRUCTION_SETS.index(instruction_set) :], usable()[-1])
+    _cpu.choose(next(name for name in usable() if name in allowed))
+
+
+def tile_rows(problem: Problem) -> int:
+    """Queries of a tile: few where windows are narrow, as a tile needs the keys of all its queries."""
+    left, right = problem.band
+    if UNLIMITED in (left, right):
+        return TILE_ROWS
+    span = left + right + 1
+    return TILE_ROWS if span > 192 else TILE_ROWS // 2 if span > 32 else TILE_ROWS // 4
+
+
+def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Output `(B, H, Lq, Ev)` and lse `(B, H, Lq)`."""
+    output = new_output(inputs.query, inputs.value)
+    lse = inputs.query.new_empty(output.shape[:-1], dtype=torch.float32)
+    _cpu.forward(_call(problem, inputs), _described(output), lse.data_ptr())
+    return output, lse
+
+
+def mac(problem: Problem, inputs: Inputs) -> Tensor:
+    """Output `(B, H, Lq, Ev)`."""
+    output = new_output(inputs.query, inputs.value)
+    _cpu.forward(_call(problem, inputs), _described(output), 0)
+    return output
+
+
+def weights(problem: Problem, inputs: Inputs, lse: Tensor) -> Tensor:
+    """Attention weights after dropout: `(B, H, Lq, Lk)`, or their mean over heads `(B, Lq, Lk)`."""
+    mean = problem.weights == "mean"
+    shape = (problem.batch, 1 if mean else problem.heads, problem.len_q, problem.len_k)
+    result = inputs.query.new_zeros(shape, dtype=torch.float32 if mean else problem.dtype)
+    _cpu.weights(_call(problem, inputs), lse.contiguous().data_ptr(), _described(broadcastable(result)), mean)
+    return result.squeeze(1).to(problem.dtype) if mean else result
+
+
+def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """One pass over the keys: output, index, score (each `(S, B, H, Lq, ...)`), lse, entropy."""
+    rows, draws = inputs.query.shape[:-1], problem.num_samples
+    output = new_output(inputs.query, inputs.value, draws)
+    index = inputs.query.new_empty(draws, *rows, dtype=torch.int64)
+    score = inputs.query.new_empty(draws, *rows, dtype=torch.float32)
+    lse, entropy = (torch.empty_like(score[0]) for _ in range(2))
+    addresses = (tensor.data_ptr() for tensor in (index, score, lse, entropy))
+    _cpu.sample(_call(problem, inputs), draws, _described(output[0]), output.stride(0), *addresses)
+    return output, index, score, lse, entropy
+
+
+def backward(
+    problem: Problem,
+    inputs: Inputs,
+    lse: Tensor | None = None,
+    *,
+    grad_output: Tensor | None = None,
+    output: Tensor | None = None,
+    grad_weights: Tensor | None = None,
+    row: Tensor | None = None,
+    entropy: Tensor | None = None,
+    needs_mask: bool = False,
+) -> Gradients:
+    """As `blocked.backward` says."""
+    lse, row, entropy = (None if rows is None else rows.contiguous() for rows in (lse, row, entropy))
+    mask = inputs.attn_mask
+    grad_query, grad_key = torch.empty_like(inputs.query), torch.empty_like(inputs.key)
+    grad_value = None if grad_output is None else torch.empty_like(inputs.value)
+    grad_mask = torch.zeros(mask.shape, dtype=torch.float32) if needs_mask else None
+    given = (output, grad_output, None if grad_weights is None else broadcastable(grad_weights))
+    found = (grad_query, grad_key, grad_value, None if grad_mask is None else broadcastable(grad_mask))
+    _cpu.backward(
+        _call(problem, inputs), _address(lse), *map(_described, given), _address(row), _address(entropy),
+        *map(_described, found), tuple(mask.shape) if needs_mask else (0, 0, 0, 0),
+    )  # fmt: skip
+    return Gradients(grad_query, grad_key, grad_value, grad_mask)
+
+
+sparse_backward = sparse.backward
+
+
+def _call(problem: Problem, inputs: Inputs) -> "_cpu.Call":
+    query, key, value, mask = inputs[:4]
+    sizes = (
+        problem.batch, problem.heads, problem.kv_heads, problem.len_q, problem.len_k, problem.head_dim,
+        problem.value_dim, query.shape[2],
+    )  # fmt: skip
+    mask_kind, described_mask = 0, NOTHING
+    if mask is not None:
+        mask = broadcastable(mask)
+        is_bool = mask.dtype == torch.bool
+        mask_kind, described_mask = (1, (mask.data_ptr(), mask.stride(), 0)) if is_bool else (2, _described(mask))
+    return _cpu.Call(
+        sizes, _described(query), _described(key), _described(value), problem.scale, problem.softcap, mask_kind,
+        described_mask, problem.causal, *problem.window, 0 if problem.query_offset is None else problem.query_offset,
+        _address(inputs.offsets), _address(inputs.cu_seq_q), _address(inputs.cu_seq_k),
+        SELECTORS.index(problem.selector), philox.dropout_threshold(problem.dropout_p),
+        philox.dropout_scale(problem.dropout_p), 0 if inputs.seed is None else inputs.seed.item(),
+        tile_rows(problem), torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def _described(tensor: Tensor | None) -> tuple[int, tuple[int, ...], int]:
+    if tensor is None:
+        return NOTHING
+    return tensor.data_ptr(), tensor.stride(), NUMBERS[tensor.dtype]
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+if limit := os.environ.get(CAPABILITY):
+    use(limit)

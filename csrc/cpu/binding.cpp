@@ -1,0 +1,139 @@
+// The Python module: fills the call, runs it without Python's lock. Tensors are addresses and strides; no torch here.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "call.h"
+
+namespace py = pybind11;
+
+#if defined(__x86_64__)
+namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+#endif
+#if defined(__aarch64__)
+#define plain neon
+#endif
+namespace plain {
+extern const Kernels kernels;
+}
+
+namespace {
+
+// Those that this machine can run, best first.
+std::vector<const Kernels*> usable() {
+    std::vector<const Kernels*> found;
+#if defined(__x86_64__)
+    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        found.push_back(&avx512::kernels);
+    if (has_avx2) found.push_back(&avx2::kernels);
+#endif
+    found.push_back(&plain::kernels);
+    return found;
+}
+
+const Kernels* chosen = usable().front();
+
+void choose(const std::string& name) {
+    for (const Kernels* kernels : usable())
+        if (name == kernels->name) {
+            chosen = kernels;
+            return;
+        }
+    throw std::invalid_argument("there are no kernels named " + name + " that this machine can run");
+}
+
+using Strides = std::array<int64_t, 4>;
+using Described = std::tuple<int64_t, Strides, int>;  // address, strides in numbers, Number (or bytes of a bool: 1)
+
+Tensor tensor(const Described& described) {
+    Tensor found;
+    found.data = reinterpret_cast<char*>(std::get<0>(described));
+    for (int i = 0; i < 4; ++i) found.strides[i] = std::get<1>(described)[i];
+    found.number = static_cast<Number>(std::get<2>(described));
+    return found;
+}
+
+template <class Number>
+Number* pointer(int64_t address) {
+    return reinterpret_cast<Number*>(address);
+}
+
+template <class Results>
+void run(void (*kernel)(const Call&, const Results&), const Call& call, const Results& results) {
+    py::gil_scoped_release release;
+    kernel(call, results);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(ATTNKERN_MODULE, module) {
+    module.doc() = "Attention kernels for CPUs.";
+    module.def("usable", [] {
+        std::vector<std::string> names;
+        for (const Kernels* kernels : usable()) names.push_back(kernels->name);
+        return names;
+    });
+    module.def("chosen", [] { return chosen->name; });
+    module.def("lanes", [] { return chosen->lanes; });
+    module.def("choose", &choose);
+    py::class_<Call>(module, "Call", py::module_local())
+        .def(py::init([](std::array<int64_t, 8> sizes, const Described& query, const Described& key,
+                         const Described& value, float scale, float softcap, int mask_kind, const Described& mask,
+                         bool causal, int64_t left, int64_t right, int64_t offset, int64_t offsets, int64_t cu_q,
+                         int64_t cu_k, int selector, int64_t threshold, float dropout_scale, int64_t seed,
+                         int tile_rows, int threads) {
+            Call call;
+            call.batch = sizes[0], call.heads = sizes[1], call.kv_heads = sizes[2], call.len_q = sizes[3];
+            call.len_k = sizes[4], call.head_dim = sizes[5], call.value_dim = sizes[6], call.total_rows = sizes[7];
+            call.query = tensor(query), call.key = tensor(key), call.value = tensor(value);
+            call.scale = scale, call.softcap = softcap;
+            call.mask = {static_cast<Mask::Kind>(mask_kind), tensor(mask)};
+            call.causal = causal, call.left = left, call.right = right;
+            call.offset = offset, call.offsets = pointer<int64_t>(offsets);
+            call.cu_q = pointer<int64_t>(cu_q), call.cu_k = pointer<int64_t>(cu_k);
+            call.selector = static_cast<Selector>(selector);
+            call.dropout = {static_cast<uint32_t>(threshold), dropout_scale};
+            call.seed = seed, call.tile_rows = tile_rows, call.threads = threads;
+            return call;
+        }));
+    module.def("forward", [](const Call& call, const Described& output, int64_t lse) {
+        run(chosen->forward, call, ForwardResults{tensor(output), pointer<float>(lse)});
+    });
+    module.def("sample", [](const Call& call, int64_t count, const Described& output, int64_t output_stride,
+                            int64_t index, int64_t score, int64_t lse, int64_t entropy) {
+        run(chosen->sample, call,
+            Samples{count, tensor(output), output_stride, pointer<int64_t>(index), pointer<float>(score),
+                    pointer<float>(lse), pointer<float>(entropy)});
+    });
+    module.def("weights", [](const Call& call, int64_t lse, const Described& weights, bool mean) {
+        run(chosen->weights, call, Weights{pointer<float>(lse), tensor(weights), mean});
+    });
+    module.def("backward", [](const Call& call, int64_t lse, const Described& output, const Described& grad_output,
+                              const Described& grad_weights, int64_t row, int64_t entropy, const Described& grad_query,
+                              const Described& grad_key, const Described& grad_value, const Described& grad_mask,
+                              const Strides& mask_sizes) {
+        Backward given = {};
+        given.lse = pointer<float>(lse);
+        given.output = tensor(output), given.grad_output = tensor(grad_output);
+        given.grad_weights = {std::get<0>(grad_weights) ? Mask::FLOAT : Mask::NONE, tensor(grad_weights)};
+        given.row = pointer<float>(row), given.entropy = pointer<float>(entropy);
+        given.grad_query = tensor(grad_query), given.grad_key = tensor(grad_key), given.grad_value = tensor(grad_value);
+        given.grad_mask = tensor(grad_mask);
+        for (int i = 0; i < 4; ++i) given.mask_sizes[i] = mask_sizes[i];
+        run(chosen->backward, call, given);
+        if (given.grad_mask) run(chosen->mask_gradient, call, given);
+    });
+}

@@ -1,0 +1,94 @@
+// What the kernels are told: one call in plain numbers and addresses, filled by the binding.
+#pragma once
+#include <cstdint>
+
+enum class Number : int { float32, bfloat16, float16 };
+inline int64_t bytes(Number number) { return number == Number::float32 ? 4 : 2; }
+
+// A tensor (batch, heads, rows, columns); strides in numbers. No data: there is none.
+struct Tensor {
+    char* data = nullptr;
+    int64_t strides[4] = {};
+    Number number = Number::float32;
+
+    explicit operator bool() const { return data != nullptr; }
+    char* at(int64_t b, int64_t h, int64_t row) const {
+        return data + (b * strides[0] + h * strides[1] + row * strides[2]) * bytes(number);
+    }
+};
+
+// attn_mask; strides 0 where it is broadcast.
+struct Mask {
+    enum Kind : int { NONE, BOOL, FLOAT } kind = NONE;
+    Tensor entries;  // of bool: one byte each
+};
+
+struct Dropout {
+    uint32_t threshold = 0;  // of the top 24 bits; 0: none
+    float scale = 1;
+};
+
+enum class Selector : int { softmax, sample, argmax, linear, relu, exp };
+
+struct Call {
+    int64_t batch, heads, kv_heads, len_q, len_k, head_dim, value_dim;  // packed: of the longest sequence
+    int64_t total_rows;                                                 // of a head: len_q, or all sequences' rows
+    Tensor query, key, value;
+    float scale, softcap;  // 0: none
+    Mask mask;
+    bool causal;
+    int64_t left, right;        // of the window, -1: unlimited
+    int64_t offset;             // key position of query 0
+    const int64_t* offsets;     // instead of it, one for each batch element; or null
+    const int64_t *cu_q, *cu_k;  // where packed sequences begin; or null
+    Selector selector;
+    Dropout dropout;
+    int64_t seed;
+    int tile_rows;  // of a tile, at most TILE_ROWS
+    int threads;
+
+    bool softmax() const { return selector < Selector::linear; }  // or draws from it
+};
+
+struct ForwardResults {
+    Tensor output;
+    float* lse;  // (batch, heads, len_q); null for weights without a softmax
+};
+
+struct Samples {
+    int64_t count;
+    Tensor output;          // (batch, heads, len_q, value_dim) of the first one
+    int64_t output_stride;  // numbers from one to the next
+    int64_t* index;         // (count, batch, heads, len_q), -1 in rows with nothing to see
+    float* score;           // likewise
+    float *lse, *entropy;   // (batch, heads, len_q)
+};
+
+// Weights (batch, heads, len_q, len_k), or their mean over the heads where `heads` is 1.
+struct Weights {
+    const float* lse;  // (batch, heads, len_q)
+    Tensor weights;
+    bool mean;
+};
+
+// dS = p (factor (grad_output . value + grad_weights) - sum - row - entropy log p); what is absent is null.
+struct Backward {
+    const float* lse;
+    Tensor output, grad_output;
+    Mask grad_weights;
+    const float *row, *entropy;              // (batch, heads, len_q)
+    Tensor grad_query, grad_key, grad_value;  // results
+    Tensor grad_mask;                        // likewise: float32, strides 0 where it is broadcast
+    int64_t mask_sizes[4];
+};
+
+// One instruction set's kernels.
+struct Kernels {
+    const char* name;
+    int lanes;
+    void (*forward)(const Call&, const ForwardResults&);
+    void (*sample)(const Call&, const Samples&);
+    void (*weights)(const Call&, const Weights&);
+    void (*backward)(const Call&, const Backward&);
+    void (*mask_gradient)(const Call&, const Backward&);
+};

@@ -1,0 +1,84 @@
+// The one product that every kernel is made of, blocked for registers: C = A B, where A is read number by number with
+// any strides, and B and C by vectors along their rows.
+#pragma once
+#include "simd.h"
+
+namespace ISA {
+
+// A matrix whose entry (m, k) is `data[m * row + k * column]`.
+struct Strided {
+    const float* data;
+    int64_t row, column;
+
+    Strided transposed() const { return {data, column, row}; }
+    Strided from(int64_t m) const { return {data + m * row, row, column}; }
+};
+
+// Rows of vectors: entry (k, n) is `data[k * row + n]`.
+struct Rows {
+    float* data;
+    int64_t row;
+};
+
+constexpr int BLOCK_ROWS = 6, BLOCK_VECTORS = REGISTERS / 8;  // sums that fit the registers, and one row of B
+
+template <int M, int N, class Finish>
+INLINE void block_product(Strided a, Rows b, Rows c, int64_t depth, int column, const Finish& finish) {
+    Floats sums[M][N] = {};
+    const float *left = a.data, *right = b.data + column;
+    for (int64_t k = 0; k < depth; ++k, left += a.column, right += b.row) {
+        Floats vectors[N];
+        for (int n = 0; n < N; ++n) vectors[n] = load(right + n * LANES);
+        for (int m = 0; m < M; ++m) {
+            const Floats number = splat(left[m * a.row]);
+            for (int n = 0; n < N; ++n) sums[m][n] += number * vectors[n];
+        }
+    }
+    for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) {
+            float* to = c.data + m * c.row + column + n * LANES;
+            store(to, finish(sums[m][n], to, column + n * LANES));
+        }
+}
+
+template <int M, int N, class Finish>
+INLINE void last_rows(int rows, Strided a, Rows b, Rows c, int64_t depth, int column, const Finish& finish) {
+    if constexpr (M > 0) {
+        if (rows == M) return block_product<M, N>(a, b, c, depth, column, finish);
+        last_rows<M - 1, N>(rows, a, b, c, depth, column, finish);
+    }
+}
+
+template <int N, class Finish>
+__attribute__((noinline)) void panel(Strided a, Rows b, Rows c, int rows, int64_t depth, int column, Finish finish) {
+    int m = 0;
+    for (; m + BLOCK_ROWS <= rows; m += BLOCK_ROWS)
+        block_product<BLOCK_ROWS, N>(a.from(m), b, {c.data + m * c.row, c.row}, depth, column, finish);
+    last_rows<BLOCK_ROWS - 1, N>(rows - m, a.from(m), b, {c.data + m * c.row, c.row}, depth, column, finish);
+}
+
+// finish(sum, place, column): what to store at a place of C, `LANES` numbers from some column on.
+template <class Finish>
+INLINE void product(Strided a, Rows b, Rows c, int rows, int columns, int64_t depth, const Finish& finish) {
+    int n = 0;
+    for (; n + BLOCK_VECTORS * LANES <= columns; n += BLOCK_VECTORS * LANES)
+        panel<BLOCK_VECTORS>(a, b, c, rows, depth, n, finish);
+    for (; n < columns; n += LANES) panel<1>(a, b, c, rows, depth, n, finish);
+}
+
+// Ways to finish.
+struct Scaled {
+    float scale;
+    INLINE Floats operator()(Floats sum, const float*, int) const { return sum * scale; }
+};
+struct Added {
+    INLINE Floats operator()(Floats sum, const float* place, int) const { return load(place) + sum; }
+};
+struct AddedToScaled {
+    const float* scales;  // one for each column
+    INLINE Floats operator()(Floats sum, const float* place, int column) const {
+        return load(place) * load(scales + column) + sum;
+    }
+};
+
+}  // namespace ISA

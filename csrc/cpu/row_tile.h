@@ -1,0 +1,123 @@
+// The queries of one tile, one to a lane: which rows of which heads, and the keys that each may look at.
+#pragma once
+#include "number.h"
+#include "scratch.h"
+#include "transpose.h"
+
+namespace ISA {
+
+constexpr int TILE_ROWS = 64;  // of a tile, at most
+
+INLINE int64_t clamp(int64_t number, int64_t least, int64_t most) {
+    return number < least ? least : number > most ? most : number;
+}
+INLINE int round_up(int64_t number, int to) { return static_cast<int>((number + to - 1) / to * to); }
+
+// One batch element: where its rows and keys begin, and how many there are.
+struct Sequence {
+    int64_t batch, first_row, len_q, first_key, len_k, offset;
+
+    Sequence(const Call& call, int64_t b) : batch(b), first_row(0), len_q(call.len_q), first_key(0), len_k(call.len_k) {
+        if (call.cu_q) {
+            first_row = call.cu_q[b], len_q = call.cu_q[b + 1] - first_row;
+            first_key = call.cu_k[b], len_k = call.cu_k[b + 1] - first_key;
+        }
+        offset = call.offsets ? call.offsets[b] : call.offset;
+        stored = call.cu_q ? 0 : b;
+    }
+    int64_t stored;  // which batch element of the tensors holds it
+};
+
+// How the rows of the heads that share keys are cut into tiles: short heads several together, longer ones each alone.
+struct Tiling {
+    int64_t len_q, group, rows, per_head, heads_together, count;
+
+    Tiling(const Call& call, int64_t len_q, int most, bool heads_apart = false)
+        : len_q(len_q), group(call.heads / call.kv_heads) {
+        rows = len_q < most ? len_q : most;
+        per_head = rows ? (len_q + rows - 1) / rows : 0;
+        heads_together = per_head == 1 && !heads_apart ? clamp(most / rows, 1, group) : 1;
+        count = per_head * ((group + heads_together - 1) / heads_together);
+    }
+};
+
+struct RowTile {
+    int count, width;  // rows, and lanes: a multiple of LANES
+    int64_t batch, kv_head;
+    int64_t head[TILE_ROWS], row[TILE_ROWS];  // counted in the batch element
+    alignas(ALIGNMENT) int32_t begin[TILE_ROWS], end[TILE_ROWS];
+    int64_t first, last;                // keys that any row may look at
+    int64_t common_first, common_last;  // keys that every row may look at
+
+    RowTile(const Call& call, const Sequence& sequence, const Tiling& tiling, int64_t kv_head, int64_t number)
+        : count(0), batch(sequence.batch), kv_head(kv_head) {
+        const int64_t head_begin = number / tiling.per_head * tiling.heads_together;
+        const int64_t row_begin = number % tiling.per_head * tiling.rows;
+        for (int64_t h = head_begin; h < head_begin + tiling.heads_together && h < tiling.group; ++h)
+            for (int64_t i = row_begin; i < row_begin + tiling.rows && i < tiling.len_q; ++i)
+                head[count] = kv_head * tiling.group + h, row[count++] = i;
+        width = round_up(count, LANES);
+        look(call, sequence);
+    }
+    bool sees_all(int64_t from, int64_t to) const { return common_first <= from && to <= common_last; }
+
+  private:
+    void look(const Call& call, const Sequence& sequence) {
+        first = sequence.len_k, last = 0, common_first = 0, common_last = sequence.len_k;
+        for (int i = 0; i < width; ++i) {
+            if (i >= count) {
+                begin[i] = end[i] = 0;
+                continue;
+            }
+            const int64_t position = row[i] + sequence.offset;
+            int64_t from = 0, to = sequence.len_k;
+            if (call.left >= 0) from = clamp(position - call.left, 0, sequence.len_k);
+            if (call.right >= 0) to = clamp(position + call.right + 1, 0, to);
+            if (call.causal) to = clamp(position + 1, 0, to);
+            begin[i] = static_cast<int32_t>(from), end[i] = static_cast<int32_t>(to);
+            if (from < to) first = from < first ? from : first, last = to > last ? to : last;
+            common_first = from > common_first ? from : common_first;
+            common_last = to < common_last ? to : common_last;
+        }
+        if (first > last) first = last = 0;
+    }
+};
+
+// A tile's rows of a tensor (batch, heads, rows, columns) as float32: row by row, and with rows as lanes. Lanes without
+// a row are 0, and so are columns up to a multiple of LANES.
+struct TileRows {
+    float *rows, *lanes;  // rows[lane * padded + column], lanes[column * width + lane]
+    int padded;
+
+    static size_t size(int64_t columns) { return 2 * TILE_ROWS * (round_up(columns, LANES) + LANES) * sizeof(float); }
+    TileRows(Scratch& scratch, int64_t columns) : padded(round_up(columns, LANES)) {
+        rows = scratch.take(TILE_ROWS * padded), lanes = scratch.take(TILE_ROWS * padded);
+    }
+    void fetch(const RowTile& tile, const Sequence& sequence, const Tensor& tensor, int64_t columns) {
+        for (int i = 0; i < tile.width; ++i) {
+            float* to = rows + i * padded;
+            const int64_t filled = i < tile.count ? columns : 0;
+            if (filled) {
+                const char* from = tensor.at(sequence.stored, tile.head[i], sequence.first_row + tile.row[i]);
+                widen(to, from, tensor.strides[3], columns, tensor.number);
+            }
+            std::memset(to + filled, 0, (padded - filled) * sizeof(float));
+        }
+        transpose(lanes, tile.width, rows, padded, tile.width, padded);
+    }
+    // Of what stands in `lanes`, each lane times its factor; `columns` of it.
+    void put(const RowTile& tile, const Sequence& sequence, const Tensor& tensor, int64_t columns, const float* factors) {
+        for (int c = 0; c < columns; ++c)
+            for (int i = 0; i < tile.width; i += LANES) {
+                float* place = lanes + c * tile.width + i;
+                store(place, load(place) * load(factors + i));
+            }
+        transpose(rows, padded, lanes, tile.width, padded, tile.width);
+        for (int i = 0; i < tile.count; ++i) {
+            char* to = tensor.at(sequence.stored, tile.head[i], sequence.first_row + tile.row[i]);
+            narrow(to, rows + i * padded, tensor.strides[3], columns, tensor.number);
+        }
+    }
+};
+
+}  // namespace ISA

@@ -1,0 +1,78 @@
+// What there is to do: tiles of queries, and for each its keys.
+#pragma once
+#include "parallel.h"
+#include "row_tile.h"
+
+namespace ISA {
+
+constexpr int TILE_KEYS = 64;  // of a tile, at most; a multiple of the sampler's blocks
+
+struct KeyRange {
+    int64_t begin, end;
+    int count() const { return static_cast<int>(end - begin); }
+};
+
+// The keys [first, last) in tiles; each but the first begins at a multiple of TILE_KEYS.
+class KeyRanges {
+  public:
+    KeyRanges(int64_t first, int64_t last) : first(first), last(last) {}
+    struct Iterator {
+        int64_t begin, last;
+        KeyRange operator*() const { return {begin, next()}; }
+        void operator++() { begin = next(); }
+        bool operator!=(const Iterator& other) const { return begin != other.begin; }
+
+      private:
+        int64_t next() const {
+            const int64_t end = (begin / TILE_KEYS + 1) * TILE_KEYS;
+            return end < last ? end : last;
+        }
+    };
+    Iterator begin() const { return {first, last}; }
+    Iterator end() const { return {last, last}; }
+
+  private:
+    int64_t first, last;
+};
+
+// Where a row's number stands in (batch, heads, len_q), packed in (heads, all rows).
+INLINE int64_t row_place(const Call& call, const Sequence& sequence, int64_t head, int64_t row) {
+    return (sequence.stored * call.heads + head) * call.total_rows + sequence.first_row + row;
+}
+
+// As many numbers as (batch, heads, len_q) has.
+INLINE int64_t batch_rows(const Call& call) {
+    return (call.cu_q ? 1 : call.batch) * call.heads * call.total_rows;
+}
+
+// Calls function(sequence, tile) for every tile of queries, on all threads.
+template <class Function>
+void for_each_tile(const Call& call, Function function) {
+    const int rows = call.tile_rows;
+    const int64_t most = Tiling(call, call.len_q, rows).count;
+    parallel(call.threads, call.batch * call.kv_heads * most, [&](int64_t item) {
+        const Sequence sequence(call, item / most / call.kv_heads);
+        const Tiling tiling(call, sequence.len_q, rows);
+        const int64_t number = most - 1 - item % most;  // causal ones are longest at the end
+        if (number < tiling.count) function(sequence, RowTile(call, sequence, tiling, item / most % call.kv_heads, number));
+    });
+}
+
+// The same, but the tiles with the same rows of a batch element come one after another, on one thread, and each has
+// rows of one head.
+template <class Function>
+void for_each_row(const Call& call, Function function) {
+    const int rows = call.tile_rows;
+    const int64_t most = Tiling(call, call.len_q, rows, true).per_head;
+    parallel(call.threads, call.batch * most, [&](int64_t item) {
+        const Sequence sequence(call, item / most);
+        const Tiling tiling(call, sequence.len_q, rows, true);
+        if (item % most >= tiling.per_head) return;
+        for (int64_t head = 0; head < call.heads; ++head) {
+            const int64_t number = head % tiling.group * tiling.per_head + item % most;
+            function(sequence, RowTile(call, sequence, tiling, head / tiling.group, number));
+        }
+    });
+}
+
+}  // namespace ISA
