@@ -7,6 +7,7 @@ from torch import Tensor
 
 from attnkern import _cpu, philox
 from attnkern.backends import sparse
+from attnkern.backends.gaussian import gaussians
 from attnkern.backends.memory import broadcastable
 from attnkern.problem import UNLIMITED, Gradients, Inputs, Problem, new_output
 
@@ -15,6 +16,7 @@ CAPABILITY = "ATTNKERN_CPU_CAPABILITY"  # the environment variable that names th
 TILE_ROWS = 64  # queries of a tile, at most
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SELECTORS = ("softmax", "sample", "argmax", "linear", "relu", "exp")  # as csrc/cpu/call.h numbers them
+NONE, AFTER, INSIDE = range(3)  # the Gaussian
 NOTHING = (0, (0, 0, 0, 0), 0)
 
 
@@ -26,8 +28,8 @@ def refuses(problem: Problem) -> str | None:
         return f"dtype {problem.dtype} is not float32, bfloat16 or float16"
     if problem.kind == "aoa":
         return "it has no Attention-over-Attention"
-    if problem.center:
-        return "it has no learned centres"
+    if problem.center and problem.weights:
+        return "it has no attention weights around learned centres"
     if max(problem.len_q, problem.len_k) >= 2**31:
         return "lengths must be below 2**31"
     return None
@@ -63,7 +65,7 @@ def use(instruction_set: str) -> None:
 
 def tile_rows(problem: Problem) -> int:
     """Queries of a tile: few where windows are narrow, as a tile needs the keys of all its queries."""
-    left, right = problem.band
+    left, right = problem.window if problem.center else problem.band
     if UNLIMITED in (left, right):
         return TILE_ROWS
     span = left + right + 1
@@ -124,13 +126,16 @@ def backward(
     grad_query, grad_key = torch.empty_like(inputs.query), torch.empty_like(inputs.key)
     grad_value = None if grad_output is None else torch.empty_like(inputs.value)
     grad_mask = torch.zeros(mask.shape, dtype=torch.float32) if needs_mask else None
+    grad_center, grad_sigma = (torch.empty_like(lse) if problem.sigma else None for _ in range(2))
     given = (output, grad_output, None if grad_weights is None else broadcastable(grad_weights))
     found = (grad_query, grad_key, grad_value, None if grad_mask is None else broadcastable(grad_mask))
     _cpu.backward(
         _call(problem, inputs), _address(lse), *map(_described, given), _address(row), _address(entropy),
-        *map(_described, found), tuple(mask.shape) if needs_mask else (0, 0, 0, 0),
+        *map(_described, found), tuple(mask.shape) if needs_mask else (0, 0, 0, 0), *map(_address, (grad_center, grad_sigma)),
     )  # fmt: skip
-    return Gradients(grad_query, grad_key, grad_value, grad_mask)
+    if problem.sigma:
+        grad_center, grad_sigma = grad_center / inputs.sigma, grad_sigma / inputs.sigma
+    return Gradients(grad_query, grad_key, grad_value, grad_mask, grad_center, grad_sigma)
 
 
 sparse_backward = sparse.backward
@@ -140,21 +145,34 @@ def _call(problem: Problem, inputs: Inputs) -> "_cpu.Call":
     query, key, value, mask = inputs[:4]
     sizes = (
         problem.batch, problem.heads, problem.kv_heads, problem.len_q, problem.len_k, problem.head_dim,
-        problem.value_dim, query.shape[2],
+        problem.value_dim, query.shape[2], key.shape[2],
     )  # fmt: skip
     mask_kind, described_mask = 0, NOTHING
     if mask is not None:
         mask = broadcastable(mask)
         is_bool = mask.dtype == torch.bool
         mask_kind, described_mask = (1, (mask.data_ptr(), mask.stride(), 0)) if is_bool else (2, _described(mask))
-    return _cpu.Call(
+    where = [None if tensor is None else tensor.long() for tensor in (inputs.offsets, inputs.cu_seq_q, inputs.cu_seq_k)]
+    gaussian, centers = _centers(problem, inputs)
+    call = _cpu.Call(
         sizes, _described(query), _described(key), _described(value), problem.scale, problem.softcap, mask_kind,
         described_mask, problem.causal, *problem.window, 0 if problem.query_offset is None else problem.query_offset,
-        _address(inputs.offsets), _address(inputs.cu_seq_q), _address(inputs.cu_seq_k),
-        SELECTORS.index(problem.selector), philox.dropout_threshold(problem.dropout_p),
-        philox.dropout_scale(problem.dropout_p), 0 if inputs.seed is None else inputs.seed.item(),
-        tile_rows(problem), torch.get_num_threads(),
+        *map(_address, where), gaussian, *map(_address, centers), SELECTORS.index(problem.selector),
+        philox.dropout_threshold(problem.dropout_p), philox.dropout_scale(problem.dropout_p),
+        0 if inputs.seed is None else inputs.seed.item(), tile_rows(problem), torch.get_num_threads(),
     )  # fmt: skip
+    call.kept = where, centers  # until it is over
+    return call
+
+
+def _centers(problem: Problem, inputs: Inputs) -> tuple[int, list[Tensor | None]]:
+    """What kind of Gaussian there is, and centres, nearest keys, their mirrors and 1 / sigma; each may be None."""
+    found = [inputs.center, None, None, None]
+    if problem.sigma:
+        nearest, mirror, sigma = gaussians(problem, inputs)
+        found[1:] = nearest, mirror, sigma.reciprocal().clamp(max=1e30)
+    gaussian = NONE if not problem.sigma else INSIDE if problem.renormalize else AFTER
+    return gaussian, [None if rows is None else rows.contiguous() for rows in found]
 
 
 def _described(tensor: Tensor | None) -> tuple[int, tuple[int, ...], int]:

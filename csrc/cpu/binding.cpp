@@ -71,6 +71,17 @@ Number* pointer(int64_t address) {
     return reinterpret_cast<Number*>(address);
 }
 
+void check_sequences(const Call& call, int64_t total_keys) {
+    if (!call.cu_q) return;
+    const auto check = [&](const int64_t* begins, int64_t longest, int64_t total) {
+        for (int64_t b = 0; b < call.batch; ++b)
+            if (begins[b] < 0 || begins[b + 1] < begins[b] || begins[b + 1] - begins[b] > longest || begins[b + 1] > total)
+                throw std::invalid_argument("packed sequences must follow one another within the tensors");
+    };
+    check(call.cu_q, call.len_q, call.total_rows);
+    check(call.cu_k, call.len_k, total_keys);
+}
+
 template <class Results>
 void run(void (*kernel)(const Call&, const Results&), const Call& call, const Results& results) {
     py::gil_scoped_release release;
@@ -89,21 +100,26 @@ PYBIND11_MODULE(ATTNKERN_MODULE, module) {
     module.def("chosen", [] { return chosen->name; });
     module.def("lanes", [] { return chosen->lanes; });
     module.def("choose", &choose);
-    py::class_<Call>(module, "Call", py::module_local())
-        .def(py::init([](std::array<int64_t, 8> sizes, const Described& query, const Described& key,
+    py::class_<Call>(module, "Call", py::module_local(), py::dynamic_attr())
+        .def(py::init([](std::array<int64_t, 9> sizes, const Described& query, const Described& key,
                          const Described& value, float scale, float softcap, int mask_kind, const Described& mask,
                          bool causal, int64_t left, int64_t right, int64_t offset, int64_t offsets, int64_t cu_q,
-                         int64_t cu_k, int selector, int64_t threshold, float dropout_scale, int64_t seed,
+                         int64_t cu_k, int gaussian, int64_t center, int64_t nearest, int64_t mirror,
+                         int64_t per_sigma, int selector, int64_t threshold, float dropout_scale, int64_t seed,
                          int tile_rows, int threads) {
             Call call;
             call.batch = sizes[0], call.heads = sizes[1], call.kv_heads = sizes[2], call.len_q = sizes[3];
-            call.len_k = sizes[4], call.head_dim = sizes[5], call.value_dim = sizes[6], call.total_rows = sizes[7];
+            call.len_k = sizes[4], call.head_dim = sizes[5], call.value_dim = sizes[6];
+            call.total_rows = sizes[7];
             call.query = tensor(query), call.key = tensor(key), call.value = tensor(value);
             call.scale = scale, call.softcap = softcap;
             call.mask = {static_cast<Mask::Kind>(mask_kind), tensor(mask)};
             call.causal = causal, call.left = left, call.right = right;
             call.offset = offset, call.offsets = pointer<int64_t>(offsets);
             call.cu_q = pointer<int64_t>(cu_q), call.cu_k = pointer<int64_t>(cu_k);
+            check_sequences(call, sizes[8]);
+            call.centers = {pointer<float>(center), static_cast<Centers::Gaussian>(gaussian), pointer<float>(nearest),
+                            pointer<float>(mirror), pointer<float>(per_sigma)};
             call.selector = static_cast<Selector>(selector);
             call.dropout = {static_cast<uint32_t>(threshold), dropout_scale};
             call.seed = seed, call.tile_rows = tile_rows, call.threads = threads;
@@ -124,7 +140,7 @@ PYBIND11_MODULE(ATTNKERN_MODULE, module) {
     module.def("backward", [](const Call& call, int64_t lse, const Described& output, const Described& grad_output,
                               const Described& grad_weights, int64_t row, int64_t entropy, const Described& grad_query,
                               const Described& grad_key, const Described& grad_value, const Described& grad_mask,
-                              const Strides& mask_sizes) {
+                              const Strides& mask_sizes, int64_t grad_center, int64_t grad_sigma) {
         Backward given = {};
         given.lse = pointer<float>(lse);
         given.output = tensor(output), given.grad_output = tensor(grad_output);
@@ -133,6 +149,7 @@ PYBIND11_MODULE(ATTNKERN_MODULE, module) {
         given.grad_query = tensor(grad_query), given.grad_key = tensor(grad_key), given.grad_value = tensor(grad_value);
         given.grad_mask = tensor(grad_mask);
         for (int i = 0; i < 4; ++i) given.mask_sizes[i] = mask_sizes[i];
+        given.grad_center = pointer<float>(grad_center), given.grad_sigma = pointer<float>(grad_sigma);
         run(chosen->backward, call, given);
         if (given.grad_mask) run(chosen->mask_gradient, call, given);
     });

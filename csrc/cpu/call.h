@@ -28,6 +28,14 @@ struct Dropout {
     float scale = 1;
 };
 
+// Learned centres: rows of (batch, heads, len_q).
+struct Centers {
+    enum Gaussian : int { NONE, AFTER, INSIDE };  // the softmax
+    const float* center = nullptr;                // null: there are none
+    Gaussian gaussian = NONE;
+    const float *nearest = nullptr, *mirror = nullptr, *per_sigma = nullptr;
+};
+
 enum class Selector : int { softmax, sample, argmax, linear, relu, exp };
 
 struct Call {
@@ -41,6 +49,7 @@ struct Call {
     int64_t offset;             // key position of query 0
     const int64_t* offsets;     // instead of it, one for each batch element; or null
     const int64_t *cu_q, *cu_k;  // where packed sequences begin; or null
+    Centers centers;
     Selector selector;
     Dropout dropout;
     int64_t seed;
@@ -80,6 +89,7 @@ struct Backward {
     Tensor grad_query, grad_key, grad_value;  // results
     Tensor grad_mask;                        // likewise: float32, strides 0 where it is broadcast
     int64_t mask_sizes[4];
+    float *grad_center, *grad_sigma;  // results, times sigma; or null
 };
 
 // One instruction set's kernels.

@@ -1,6 +1,6 @@
 // The scores of one tile of queries again, and softmax weights of them: exp(s - base) / total.
 #pragma once
-#include "dropout.h"
+#include "factors.h"
 #include "online_softmax.h"
 
 namespace ISA {
@@ -13,6 +13,7 @@ struct TileScores {
     const TileRows& query;
     const KeyTiles& keys;
     MaskTile& mask;
+    const Gaussians& gaussians;
 
     // The scores of the keys in the range, and these keys, in `slot`; false if no row may look at any. slope: of the soft
     // cap, or null.
@@ -21,7 +22,7 @@ struct TileScores {
         key = keys.fetch(sequence, tile.kv_head, range.begin, range.end, mask.seen(), slot);
         product(key, {query.lanes, tile.width}, {scores, tile.width}, range.count(), tile.width, call.head_dim,
                 Scaled{call.scale});
-        finish_scores(call, tile, mask, range.begin, range.end, scores, slope);
+        finish_scores(call, tile, mask, gaussians, range.begin, range.end, scores, slope);
         return true;
     }
 };

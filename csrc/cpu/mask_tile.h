@@ -13,9 +13,9 @@ class MaskTile {
     }
     explicit operator bool() const { return mask.kind != Mask::NONE; }
 
-    // Fetches the keys [begin, end); false if no row may look at any.
+    // Fetches the keys [begin, end); false if no row may look at any of them.
     bool fetch(const RowTile& tile, int64_t begin, int64_t end) {
-        if (!mask.kind) return true;
+        if (!mask.kind) return !tile.gaps || look(tile, begin, end);
         const int64_t row = mask.entries.strides[2], head = mask.entries.strides[1];
         shared = row == 0 && (head == 0 || tile.head[0] == tile.head[tile.count - 1]);
         lanes = shared ? LANES : tile.width;
@@ -30,7 +30,7 @@ class MaskTile {
     // What is added to the scores of a key in the lanes from `lane` on.
     INLINE Floats bias(int64_t key, int lane) const { return load(entries + key * lanes + (shared ? 0 : lane)); }
     // Whether any row looks at a key of the tile; null if all are seen.
-    const bool* seen() const { return mask.kind && !all_seen ? seen_by_any : nullptr; }
+    const bool* seen() const { return all_seen ? nullptr : seen_by_any; }
 
   private:
     const Mask& mask;
@@ -61,8 +61,10 @@ class MaskTile {
         for (int64_t j = 0; j < end - begin; ++j) {
             Ints sees = {};
             const int32_t key = static_cast<int32_t>(begin + j);
-            for (int i = 0; i < tile.width; i += LANES)
-                sees |= (bias(j, i) != -INFINITY) & (load(tile.begin + i) <= key) & (load(tile.end + i) > key);
+            for (int i = 0; i < tile.width; i += LANES) {
+                const Ints inside = (load(tile.begin + i) <= key) & (load(tile.end + i) > key);
+                sees |= mask.kind ? inside & (bias(j, i) != -INFINITY) : inside;
+            }
             seen_by_any[j] = any(sees);
             some |= seen_by_any[j];
             all_seen &= seen_by_any[j];

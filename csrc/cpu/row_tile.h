@@ -1,5 +1,8 @@
 // The queries of one tile, one to a lane: which rows of which heads, and the keys that each may look at.
 #pragma once
+#include <cmath>
+#include <memory>
+
 #include "number.h"
 #include "scratch.h"
 #include "transpose.h"
@@ -28,6 +31,61 @@ struct Sequence {
     int64_t stored;  // which batch element of the tensors holds it
 };
 
+// Where a row's number stands in (batch, heads, len_q), packed in (heads, all rows).
+INLINE int64_t row_place(const Call& call, const Sequence& sequence, int64_t head, int64_t row) {
+    return (sequence.stored * call.heads + head) * call.total_rows + sequence.first_row + row;
+}
+
+// The keys that a query may look at.
+struct Sight {
+    int64_t begin, end;
+
+    Sight(const Call& call, const Sequence& sequence, int64_t head, int64_t row) : begin(0), end(sequence.len_k) {
+        const int64_t position = row + sequence.offset;
+        int64_t middle = position;
+        if (call.centers.center) {
+            const float center = std::floor(call.centers.center[row_place(call, sequence, head, row)]);
+            if (center != center) end = 0;
+            middle = center > -1e9f ? center < 3e9f ? static_cast<int64_t>(center) : 3000000000 : -1000000000;
+        }
+        if (call.left >= 0) begin = clamp(middle - call.left, 0, sequence.len_k);
+        if (call.right >= 0) end = clamp(middle + call.right + 1, 0, end);
+        if (call.causal) end = clamp(position + 1, 0, end);
+    }
+};
+
+// The order in which queries are put into tiles: their own, or that of their centres.
+class Order {
+  public:
+    explicit Order(const Call& call) : call(call) {
+        if (!call.centers.center) return;
+        rows.reset(new int32_t[call.heads * call.total_rows * (call.cu_q ? 1 : call.batch) + 1]);
+        const std::unique_ptr<int64_t[]> begins(new int64_t[2 * call.len_k + 2]);
+        for (int64_t b = 0; b < call.batch; ++b)
+            for (int64_t head = 0; head < call.heads; ++head) sort(Sequence(call, b), head, begins.get());
+    }
+    int64_t row(const Sequence& sequence, int64_t head, int64_t number) const {
+        return rows ? rows[row_place(call, sequence, head, number)] : number;
+    }
+
+  private:
+    const Call& call;
+    std::unique_ptr<int32_t[]> rows;
+
+    // By the sum of a window's ends, counted.
+    void sort(const Sequence& sequence, int64_t head, int64_t* begins) const {
+        const auto place = [&](int64_t row) {
+            const Sight sight(call, sequence, head, row);
+            return sight.begin + sight.end;
+        };
+        std::memset(begins, 0, (2 * sequence.len_k + 2) * sizeof(int64_t));
+        for (int64_t row = 0; row < sequence.len_q; ++row) ++begins[place(row) + 1];
+        for (int64_t i = 0; i <= 2 * sequence.len_k; ++i) begins[i + 1] += begins[i];
+        int32_t* found = rows.get() + row_place(call, sequence, head, 0);
+        for (int64_t row = 0; row < sequence.len_q; ++row) found[begins[place(row)]++] = static_cast<int32_t>(row);
+    }
+};
+
 // How the rows of the heads that share keys are cut into tiles: short heads several together, longer ones each alone.
 struct Tiling {
     int64_t len_q, group, rows, per_head, heads_together, count;
@@ -36,7 +94,7 @@ struct Tiling {
         : len_q(len_q), group(call.heads / call.kv_heads) {
         rows = len_q < most ? len_q : most;
         per_head = rows ? (len_q + rows - 1) / rows : 0;
-        heads_together = per_head == 1 && !heads_apart ? clamp(most / rows, 1, group) : 1;
+        heads_together = per_head == 1 && !heads_apart && !call.centers.center ? clamp(most / rows, 1, group) : 1;
         count = per_head * ((group + heads_together - 1) / heads_together);
     }
 };
@@ -49,13 +107,19 @@ struct RowTile {
     int64_t first, last;                // keys that any row may look at
     int64_t common_first, common_last;  // keys that every row may look at
 
-    RowTile(const Call& call, const Sequence& sequence, const Tiling& tiling, int64_t kv_head, int64_t number)
+    bool gaps;                          // whether no row may look at some key between `first` and `last`
+
+    RowTile(const Call& call, const Sequence& sequence, const Tiling& tiling, const Order& order, int64_t kv_head,
+            int64_t number)
         : count(0), batch(sequence.batch), kv_head(kv_head) {
         const int64_t head_begin = number / tiling.per_head * tiling.heads_together;
         const int64_t row_begin = number % tiling.per_head * tiling.rows;
         for (int64_t h = head_begin; h < head_begin + tiling.heads_together && h < tiling.group; ++h)
-            for (int64_t i = row_begin; i < row_begin + tiling.rows && i < tiling.len_q; ++i)
-                head[count] = kv_head * tiling.group + h, row[count++] = i;
+            for (int64_t i = row_begin; i < row_begin + tiling.rows && i < tiling.len_q; ++i) {
+                head[count] = kv_head * tiling.group + h;
+                row[count] = order.row(sequence, head[count], i);
+                ++count;
+            }
         width = round_up(count, LANES);
         look(call, sequence);
     }
@@ -63,21 +127,18 @@ struct RowTile {
 
   private:
     void look(const Call& call, const Sequence& sequence) {
-        first = sequence.len_k, last = 0, common_first = 0, common_last = sequence.len_k;
+        first = sequence.len_k, last = 0, common_first = 0, common_last = sequence.len_k, gaps = false;
         for (int i = 0; i < width; ++i) {
-            if (i >= count) {
-                begin[i] = end[i] = 0;
-                continue;
+            begin[i] = end[i] = 0;
+            if (i >= count) continue;
+            const Sight sight(call, sequence, head[i], row[i]);
+            begin[i] = static_cast<int32_t>(sight.begin), end[i] = static_cast<int32_t>(sight.end);
+            if (sight.begin < sight.end) {
+                gaps |= last > 0 && (sight.begin > last || sight.end < first);
+                first = sight.begin < first ? sight.begin : first, last = sight.end > last ? sight.end : last;
             }
-            const int64_t position = row[i] + sequence.offset;
-            int64_t from = 0, to = sequence.len_k;
-            if (call.left >= 0) from = clamp(position - call.left, 0, sequence.len_k);
-            if (call.right >= 0) to = clamp(position + call.right + 1, 0, to);
-            if (call.causal) to = clamp(position + 1, 0, to);
-            begin[i] = static_cast<int32_t>(from), end[i] = static_cast<int32_t>(to);
-            if (from < to) first = from < first ? from : first, last = to > last ? to : last;
-            common_first = from > common_first ? from : common_first;
-            common_last = to < common_last ? to : common_last;
+            common_first = sight.begin > common_first ? sight.begin : common_first;
+            common_last = sight.end < common_last ? sight.end : common_last;
         }
         if (first > last) first = last = 0;
     }

@@ -2,7 +2,7 @@
 // the mass of a block and `l` the sum so far, this block included, a draw moves to the block if u l < b, to the first key
 // at which the block's running sum exceeds u l.
 #pragma once
-#include "dropout.h"
+#include "factors.h"
 #include "online_softmax.h"
 
 namespace ISA {

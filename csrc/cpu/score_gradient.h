@@ -35,8 +35,9 @@ class TileGradient {
           values(scratch, call.value, call.value_dim),
           mask(scratch, call.mask),
           grad_weights(scratch, given.grad_weights),
-          counters(call, tile),
-          scores{call, sequence, tile, query, keys, mask} {
+          gaussians(call, sequence, tile),
+          factors(call, tile, gaussians),
+          scores{call, sequence, tile, query, keys, mask, gaussians} {
         for (ScoreGradient& block : blocks)
             block = {{},
                      {},
@@ -48,6 +49,8 @@ class TileGradient {
         if (given.grad_output) grad_output.fetch(tile, sequence, given.grad_output, call.value_dim);
         if (call.softmax()) fetch_rows();
     }
+
+    alignas(ALIGNMENT) float grad_center[TILE_ROWS] = {}, grad_sigma[TILE_ROWS] = {};  // times sigma
 
     // Calls visit(block) for every tile of keys that some row may look at.
     template <class Visit>
@@ -70,7 +73,8 @@ class TileGradient {
     TileRows output;
     KeyTiles keys, values;
     MaskTile mask, grad_weights;
-    Counters counters;
+    Gaussians gaussians;
+    Factors factors;
     TileScores scores;
     ScoreGradient blocks[SHORT];
     alignas(ALIGNMENT) float row[TILE_ROWS], entropy[TILE_ROWS];  // what is subtracted from every gradient of a row
@@ -186,15 +190,16 @@ class TileGradient {
                     store(place, load(place) + grad_weights.bias(j, i));
                 }
         }
-        drop(call, tile, counters, begin, end, block.gradient);
+        factors.multiply(block.gradient, begin, end);
     }
     void weigh(const RowBases& bases, const ScoreGradient& block) const {
         if (block.logarithms) bases.logarithms(block.weights, block.logarithms, block.range.count(), tile.width);
         bases.weigh(block.weights, block.range.count(), tile.width);
     }
     // dS = p (g - row - entropy log p), in the place of g; then dropout of the weights.
-    void subtract(const ScoreGradient& block) const {
+    void subtract(const ScoreGradient& block) {
         const int width = tile.width;
+        if (gaussians.kind == Centers::AFTER) add_to_gaussians(block, block.weights);
         for (int j = 0; j < block.range.count(); ++j)
             for (int i = 0; i < width; i += LANES) {
                 float* place = block.gradient + j * width + i;
@@ -202,7 +207,18 @@ class TileGradient {
                 if (block.logarithms) one -= load(entropy + i) * load(block.logarithms + j * width + i);
                 store(place, load(varies + i) != 0 ? one * load(block.weights + j * width + i) : Floats{});
             }
-        drop(call, tile, counters, block.range.begin, block.range.end, block.weights);
+        if (gaussians.kind == Centers::INSIDE) add_to_gaussians(block, nullptr);
+        factors.multiply(block.weights, block.range.begin, block.range.end);
+    }
+    // The gradients of centres and sigmas: sums over the keys of gradients times distances, and of these squared.
+    void add_to_gaussians(const ScoreGradient& block, const float* weights) {
+        for (int64_t key = block.range.begin; key < block.range.end; ++key)
+            for (int i = 0; i < tile.width; i += LANES) {
+                const int64_t at = (key - block.range.begin) * tile.width + i;
+                const Floats one = weights ? load(block.gradient + at) * load(weights + at) : load(block.gradient + at);
+                store(grad_center + i, load(grad_center + i) + one * gaussians.distance(key, i));
+                store(grad_sigma + i, load(grad_sigma + i) + one * gaussians.square(key, i));
+            }
     }
 };
 

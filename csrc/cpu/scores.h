@@ -1,12 +1,13 @@
-// What becomes of products on their way to scores: soft cap, mask, window.
+// What becomes of products on their way to scores: soft cap, mask, window, Gaussian.
 #pragma once
+#include "centers.h"
 #include "mask_tile.h"
 
 namespace ISA {
 
 // In place: `scores[j * tile.width + lane]` of the keys [begin, end). slope: of the soft cap, at each; or null.
-inline void finish_scores(const Call& call, const RowTile& tile, const MaskTile& mask, int64_t begin, int64_t end,
-                          float* scores, float* slope) {
+inline void finish_scores(const Call& call, const RowTile& tile, const MaskTile& mask, const Gaussians& gaussians,
+                          int64_t begin, int64_t end, float* scores, float* slope) {
     const int width = tile.width, count = static_cast<int>(end - begin);
     if (call.softcap > 0)
         for (int at = 0; at < count * width; at += LANES) {
@@ -31,6 +32,7 @@ inline void finish_scores(const Call& call, const RowTile& tile, const MaskTile&
                 store(score, sees ? load(score) : splat(-INFINITY));
             }
         }
+    gaussians.add_inside(scores, begin, end, width);
 }
 
 // An infinite score counts as the largest number. top: at least the lanes' highest scores; in place.

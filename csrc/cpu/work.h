@@ -35,11 +35,6 @@ class KeyRanges {
     int64_t first, last;
 };
 
-// Where a row's number stands in (batch, heads, len_q), packed in (heads, all rows).
-INLINE int64_t row_place(const Call& call, const Sequence& sequence, int64_t head, int64_t row) {
-    return (sequence.stored * call.heads + head) * call.total_rows + sequence.first_row + row;
-}
-
 // As many numbers as (batch, heads, len_q) has.
 INLINE int64_t batch_rows(const Call& call) {
     return (call.cu_q ? 1 : call.batch) * call.heads * call.total_rows;
@@ -50,11 +45,13 @@ template <class Function>
 void for_each_tile(const Call& call, Function function) {
     const int rows = call.tile_rows;
     const int64_t most = Tiling(call, call.len_q, rows).count;
+    const Order order(call);
     parallel(call.threads, call.batch * call.kv_heads * most, [&](int64_t item) {
         const Sequence sequence(call, item / most / call.kv_heads);
         const Tiling tiling(call, sequence.len_q, rows);
         const int64_t number = most - 1 - item % most;  // causal ones are longest at the end
-        if (number < tiling.count) function(sequence, RowTile(call, sequence, tiling, item / most % call.kv_heads, number));
+        if (number < tiling.count)
+            function(sequence, RowTile(call, sequence, tiling, order, item / most % call.kv_heads, number));
     });
 }
 
@@ -64,13 +61,14 @@ template <class Function>
 void for_each_row(const Call& call, Function function) {
     const int rows = call.tile_rows;
     const int64_t most = Tiling(call, call.len_q, rows, true).per_head;
+    const Order order(call);
     parallel(call.threads, call.batch * most, [&](int64_t item) {
         const Sequence sequence(call, item / most);
         const Tiling tiling(call, sequence.len_q, rows, true);
         if (item % most >= tiling.per_head) return;
         for (int64_t head = 0; head < call.heads; ++head) {
             const int64_t number = head % tiling.group * tiling.per_head + item % most;
-            function(sequence, RowTile(call, sequence, tiling, head / tiling.group, number));
+            function(sequence, RowTile(call, sequence, tiling, order, head / tiling.group, number));
         }
     });
 }

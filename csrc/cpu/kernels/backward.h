@@ -29,7 +29,8 @@ struct KeySums {
 
 class BackwardPass {
   public:
-    BackwardPass(const Call& call, const Backward& given) : call(call), given(given), rows(call.tile_rows) {
+    BackwardPass(const Call& call, const Backward& given)
+        : call(call), given(given), rows(call.tile_rows), order(call) {
         const int64_t tiles = Tiling(call, call.len_q, rows).count;
         key_heads = call.batch * call.kv_heads;
         parts = clamp((ITEMS + key_heads - 1) / (key_heads ? key_heads : 1), 1, tiles ? tiles : 1);
@@ -51,6 +52,7 @@ class BackwardPass {
     const Call& call;
     const Backward& given;
     int rows;
+    Order order;
     int64_t key_heads, parts;
     std::unique_ptr<KeySums[]> sums;
     std::unique_ptr<std::atomic<int64_t>[]> unfinished;
@@ -60,13 +62,13 @@ class BackwardPass {
         const int64_t begin = part * tiling.count / parts, end = (part + 1) * tiling.count / parts;
         int64_t first = sequence.len_k, last = 0;
         for (int64_t number = begin; number < end; ++number) {
-            const RowTile tile(call, sequence, tiling, kv_head, number);
+            const RowTile tile(call, sequence, tiling, order, kv_head, number);
             if (tile.first == tile.last) continue;
             first = tile.first < first ? tile.first : first, last = tile.last > last ? tile.last : last;
         }
         own.start(first < last ? first : 0, first < last ? last : 0, call.head_dim, call.value_dim);
         for (int64_t number = begin; number < end; ++number)
-            add_tile(sequence, RowTile(call, sequence, tiling, kv_head, number), own);
+            add_tile(sequence, RowTile(call, sequence, tiling, order, kv_head, number), own);
     }
 
     void add_tile(const Sequence& sequence, const RowTile& tile, KeySums& own) const {
@@ -92,6 +94,10 @@ class BackwardPass {
         alignas(ALIGNMENT) float factors[TILE_ROWS];
         for (int i = 0; i < width; ++i) factors[i] = call.scale;
         grad_query.put(tile, sequence, given.grad_query, call.head_dim, factors);
+        for (int i = 0; i < tile.count && given.grad_center; ++i) {
+            const int64_t place = row_place(call, sequence, tile.head[i], tile.row[i]);
+            given.grad_center[place] = found.grad_center[i], given.grad_sigma[place] = found.grad_sigma[i];
+        }
     }
 
     void finish(const Sequence& sequence, int64_t key_head) {

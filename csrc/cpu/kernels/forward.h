@@ -1,7 +1,7 @@
 // Output and lse of softmax attention, or the output of weights that are linear, relu or exp of their scores.
 #pragma once
 #include "../activation.h"
-#include "../dropout.h"
+#include "../factors.h"
 #include "../online_softmax.h"
 
 namespace ISA {
@@ -19,7 +19,8 @@ inline void forward_tile(const Call& call, const ForwardResults& results, const 
 
     const bool softmax = call.softmax();
     const int width = tile.width;
-    const Counters counters(call, tile);
+    const Gaussians gaussians(call, sequence, tile);
+    const Factors factors(call, tile, gaussians);
     OnlineSoftmax online;
     query.fetch(tile, sequence, call.query, dim);
     std::memset(output.lanes, 0, width * output.padded * sizeof(float));
@@ -28,12 +29,12 @@ inline void forward_tile(const Call& call, const ForwardResults& results, const 
         const int count = range.count();
         const Strided key = keys.fetch(sequence, tile.kv_head, range.begin, range.end, mask.seen());
         product(key, {query.lanes, width}, {scores, width}, count, width, dim, Scaled{call.scale});
-        finish_scores(call, tile, mask, range.begin, range.end, scores, nullptr);
+        finish_scores(call, tile, mask, gaussians, range.begin, range.end, scores, nullptr);
         if (softmax)
             online.step(scores, count, width);
         else
             activate(call.selector, scores, count, width);
-        drop(call, tile, counters, range.begin, range.end, scores);
+        factors.multiply(scores, range.begin, range.end);
         const Strided value = values.fetch(sequence, tile.kv_head, range.begin, range.end, mask.seen()).transposed();
         const Rows sums = {output.lanes, width};
         if (softmax)
@@ -41,9 +42,9 @@ inline void forward_tile(const Call& call, const ForwardResults& results, const 
         else
             product(value, {scores, width}, sums, value_dim, width, count, Added{});
     }
-    alignas(ALIGNMENT) float factors[TILE_ROWS];
-    for (int i = 0; i < width; ++i) factors[i] = !softmax || online.total[i] == 0 ? 1 : 1 / online.total[i];
-    output.put(tile, sequence, results.output, value_dim, factors);
+    alignas(ALIGNMENT) float inverse[TILE_ROWS];
+    for (int i = 0; i < width; ++i) inverse[i] = !softmax || online.total[i] == 0 ? 1 : 1 / online.total[i];
+    output.put(tile, sequence, results.output, value_dim, inverse);
     if (results.lse)
         for (int i = 0; i < tile.count; ++i)
             results.lse[row_place(call, sequence, tile.head[i], tile.row[i])] = online.lse(i);

@@ -32,6 +32,7 @@ inline void mask_gradient(const Call& call, const Backward& given) {
     const auto shared = [](bool each, int64_t one, int64_t all) {
         return KeyRange{each ? one : 0, each ? one + 1 : all};  // those that an item's entries serve
     };
+    const Order order(call);
     parallel(call.threads, batches * heads * parts, [&](int64_t item) {
         const KeyRange batch = shared(each_batch, item / parts / heads, call.batch);
         const KeyRange head = shared(each_head, item / parts % heads, call.heads);
@@ -42,7 +43,7 @@ inline void mask_gradient(const Call& call, const Backward& given) {
             for (int64_t h = head.begin; h < head.end; ++h)
                 for (int64_t t = part.begin; t < part.end && t < tiling.per_head; ++t)
                     add_mask_gradient(call, given, sequence,
-                                      RowTile(call, sequence, tiling, h / tiling.group,
+                                      RowTile(call, sequence, tiling, order, h / tiling.group,
                                               h % tiling.group * tiling.per_head + t));
         }
     });

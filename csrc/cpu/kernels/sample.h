@@ -13,6 +13,7 @@ inline void sample_tile(const Call& call, const Samples& results, const Sequence
     const KeyTiles keys(scratch, call.key, dim);
     MaskTile mask(scratch, call.mask);
     float *scores = scratch.take(TILE_KEYS * TILE_ROWS), *mass = scratch.take(TILE_KEYS * TILE_ROWS);
+    const Gaussians gaussians(call, sequence, tile);
     Sampler sampler(scratch, call, tile, results.count);
     query.fetch(tile, sequence, call.query, dim);
     for (const KeyRange range : KeyRanges(tile.first, tile.last)) {
@@ -20,7 +21,7 @@ inline void sample_tile(const Call& call, const Samples& results, const Sequence
         const Strided key = keys.fetch(sequence, tile.kv_head, range.begin, range.end, mask.seen());
         product(key, {query.lanes, tile.width}, {scores, tile.width}, range.count(), tile.width, dim,
                 Scaled{call.scale});
-        finish_scores(call, tile, mask, range.begin, range.end, scores, nullptr);
+        finish_scores(call, tile, mask, gaussians, range.begin, range.end, scores, nullptr);
         sampler.step(scores, mass, range.begin, range.count());
     }
     for (int i = 0; i < tile.count; ++i) {

@@ -14,14 +14,15 @@ inline void weights_tile(const Call& call, const Weights& results, const Sequenc
     MaskTile mask(scratch, call.mask);
     float *weights = scratch.take(TILE_KEYS * TILE_ROWS), *turned = scratch.take(TILE_KEYS * TILE_ROWS);
     query.fetch(tile, sequence, call.query, dim);
-    const TileScores scores = {call, sequence, tile, query, keys, mask};
+    const Gaussians gaussians(call, sequence, tile);
+    const TileScores scores = {call, sequence, tile, query, keys, mask, gaussians};
     const RowBases bases = row_bases(results.lse, scores, weights);
-    const Counters counters(call, tile);
+    const Factors factors(call, tile, gaussians);
     Strided key;
     for (const KeyRange range : KeyRanges(tile.first, tile.last)) {
         if (!scores.find(range, 0, weights, nullptr, key)) continue;
         bases.weigh(weights, range.count(), width);
-        drop(call, tile, counters, range.begin, range.end, weights);
+        factors.multiply(weights, range.begin, range.end);
         transpose(turned, TILE_KEYS, weights, width, TILE_KEYS, width);
         const Tensor& to = results.weights;
         for (int i = 0; i < tile.count; ++i) {
