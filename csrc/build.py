@@ -92,7 +92,9 @@ Objects = dict[str, tuple[Path, str]]  # by name: its source, and flags
 def _cpu() -> tuple[str, Objects]:
     folder = HERE / "cpu"
     objects = {name: (folder / f"{name}.cpp", CPU_FLAGS) for name in ("parallel", "binding")}
-    kernels = {name: (folder / "kernels.cpp", f"{CPU_FLAGS} -DISA={name} {own}") for name, own in INSTRUCTION_SETS.items()}
+    kernels = {
+        name: (folder / "kernels.cpp", f"{CPU_FLAGS} -DISA={name} {own}") for name, own in INSTRUCTION_SETS.items()
+    }
     return _compiler(), kernels | objects
 
 

@@ -11,9 +11,12 @@ from torch import Tensor
 
 from attnkern import philox, reference
 from attnkern.api import global_attention, hard_attention, local_attention, mac_attention
+from attnkern.backends import choose
 from attnkern.budget import Budget
 from attnkern.results import AuxRequest
 
+# where the tests' device is a CPU and the kernels for it are built
+CPU = [] if torch.cuda.is_available() or isinstance(choose.load("cpu"), str) else ["cpu"]
 NEAR = 4e-6  # of the whole mass: nearer to it than that, rounding may put a draw on either side of a key's bound
 
 

@@ -1,5 +1,6 @@
 """Attention-over-Attention: every backend against the float64 definition, and as torch sees it."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import attnkern
 from attnkern import UnsupportedProblem, attention_over_attention, mac, reference
 from attnkern.backends import aoa_shared
 from attnkern.budget import Budget
-from tests.cases import check_results
+from tests.cases import CPU, check_results
 
 HALF, BF16, FP32, FP64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 # batch, words of the document and the question, features, masks, strided
@@ -26,7 +27,7 @@ CASES = [
     (2, 130, 20, 48, True, False),
     (3, 70, 16, 64, True, True),
 ]
-BACKENDS = ["reference", "blocked", "triton"]
+BACKENDS = ["reference", "blocked", *CPU, "triton"]
 
 
 def tensors(batch, len_d, len_q, features, masked=False, strided=False, dtype=FP32, device="cpu"):
@@ -59,7 +60,10 @@ def on(backend):
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize(
     ("backend", "dtype"),
-    [("blocked", FP32), ("blocked", FP64), ("blocked", BF16), ("triton", FP32), ("triton", HALF), ("triton", BF16)],
+    [
+        *itertools.product(["blocked"], [FP32, FP64, BF16]),
+        *itertools.product([*CPU, "triton"], [FP32, HALF, BF16]),
+    ],
 )
 def test_budget(backend, dtype, case, device, poisoned_memory, monkeypatch):
     if case[1] == 130:  # tiles shorter than the document, and more than one pass over the batch
@@ -92,7 +96,7 @@ def far_below(place, distance, device="cpu", features=8):
 @pytest.mark.parametrize("distance", [0.0, 30.0, 90.0])
 @pytest.mark.parametrize("place", ["document", "question"])
 @pytest.mark.parametrize("features", [8, 32])
-@pytest.mark.parametrize("backend", ["blocked", "triton"])
+@pytest.mark.parametrize("backend", ["blocked", *CPU, "triton"])
 def test_a_word_far_below_the_others(backend, features, place, distance, device):
     document, question, *masks = far_below(place, distance, device, features)
     check_results(budget_of(document, question, *masks), results(on(backend), document, question, *masks))
@@ -110,7 +114,7 @@ def test_softmaxes_that_share_exponentials(place, distance, shares, monkeypatch)
     assert taken == [shares, shares]
 
 
-@pytest.mark.parametrize("backend", ["blocked", "triton"])
+@pytest.mark.parametrize("backend", ["blocked", *CPU, "triton"])
 @pytest.mark.parametrize("held", [3.0, 1e30, float("inf"), float("nan")])
 def test_hidden_words_hold_anything(held, backend, device):
     document, question, *masks = tensors(2, 70, 9, 8, masked=True, device=device)

@@ -7,8 +7,9 @@ import torch
 
 import attnkern
 from attnkern import AuxRequest
+from tests.cases import CPU
 
-BACKENDS = ["reference", "blocked", "triton"]
+BACKENDS = ["reference", "blocked", *CPU, "triton"]
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 
 

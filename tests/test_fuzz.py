@@ -13,7 +13,7 @@ SIDE = st.integers(-1, 90)
 
 
 @st.composite
-def calls(draw, longest: int):
+def calls(draw, longest: int, least: int = 1):
     kind = draw(st.sampled_from(["global", "local", "hard"]))
     kv_heads, group = draw(st.integers(1, 2)), draw(st.integers(1, 2))
     options = {}
@@ -33,8 +33,8 @@ def calls(draw, longest: int):
     else:
         options |= {"dropout_p": draw(st.sampled_from([0.0, 0.25])), "seed": draw(st.integers(0, 2**40))}
     case = Case(
-        (draw(st.integers(1, longest)), draw(st.integers(1, longest))),
-        (draw(st.integers(1, 40)), draw(st.integers(1, 40))),
+        (draw(st.integers(least, longest)), draw(st.integers(least, longest))),
+        (draw(st.integers(least, 40)), draw(st.integers(least, 40))),
         batch=draw(st.integers(1, 2)),
         heads=(kv_heads * group, kv_heads),
         mask=draw(
@@ -47,10 +47,10 @@ def calls(draw, longest: int):
     return kind, case
 
 
-def fuzz(examples: int, longest: int):
+def fuzz(examples: int, longest: int, least: int = 1):
     return lambda test: settings(
         max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-    )(given(call=calls(longest))(test))
+    )(given(call=calls(longest, least))(test))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=["fp64", "fp16"])

@@ -6,7 +6,7 @@ import torch
 import attnkern
 from attnkern import Problem, UnsupportedProblem
 from attnkern.problem import UNNORMALISED
-from tests.cases import Case, check
+from tests.cases import CPU, Case, check
 
 HALF, BF16, FP32, FP64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
@@ -44,7 +44,7 @@ def test_blocked(case, dtype, device, poisoned_memory):
     check("mac", case, "blocked", dtype, device)
 
 
-BACKENDS = ["reference", "blocked", "triton"]
+BACKENDS = ["reference", "blocked", *CPU, "triton"]
 
 
 def tensors(batch=1, heads=2, len_q=6, len_k=70, dim=16, device="cpu"):
@@ -98,7 +98,7 @@ def test_softmax_is_global_or_local_attention():
     assert torch.equal(attnkern.mac_attention(*inputs, window=(4, 1), query_offset=9), local)
 
 
-@pytest.mark.parametrize("backend", ["blocked", "triton"])
+@pytest.mark.parametrize("backend", ["blocked", *CPU, "triton"])
 def test_offsets_that_differ_and_expanded_inputs(backend, device):
     query, key, value = tensors(batch=3, device=device)
     options = {"window": (2, 5), "query_offset": torch.tensor([-3, 0, 66], device=device), "activation": "linear"}

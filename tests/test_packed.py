@@ -7,10 +7,10 @@ import attnkern
 from attnkern import AuxRequest, Problem, UnsupportedProblem
 from attnkern.backends import simpler
 from attnkern.budget import Budget
-from tests.cases import check_results
+from tests.cases import CPU, check_results
 
 LENGTHS = ([1, 65, 0, 111, 20], [70, 1, 5, 63, 130])  # of queries and keys
-BACKENDS = ["reference", "blocked", "triton"]
+BACKENDS = ["reference", "blocked", *CPU, "triton"]
 CALLS = {
     "plain": {},
     "causal": {"is_causal": True, "query_offset": "end"},
@@ -78,7 +78,7 @@ def test_packing_is_each_sequence_alone(name):
     torch.testing.assert_close(aux.lse, expected[1])
 
 
-@pytest.mark.parametrize("backend", ["blocked", "triton"])
+@pytest.mark.parametrize("backend", ["blocked", *CPU, "triton"])
 @pytest.mark.parametrize("name", CALLS)
 def test_backends(name, backend):
     tensors = packed()
@@ -94,7 +94,7 @@ def test_backends(name, backend):
     check_results(Budget(lambda dtype: results(dtype, "reference"), torch.float32), found)
 
 
-@pytest.mark.parametrize("backend", ["blocked", "triton"])
+@pytest.mark.parametrize("backend", ["blocked", *CPU, "triton"])
 @pytest.mark.parametrize(
     "call", [{"num_samples": 3}, {"window": (9, 4), "query_offset": "end"}, {"deterministic": True}]
 )
@@ -114,7 +114,7 @@ def test_hard(call, backend):
         torch.testing.assert_close(got.double(), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("backend", ["blocked", "triton"])
+@pytest.mark.parametrize("backend", ["blocked", *CPU, "triton"])
 @pytest.mark.parametrize("shape", [(5, 1, 111, 130), (1, 4, 1, 130), (5, 4, 111, 1)])
 def test_masks(shape, backend):
     """A float mask is one of padded sequences, its gradient too; drawn keys read it as well."""
@@ -134,7 +134,7 @@ def test_masks(shape, backend):
         torch.testing.assert_close(got.double(), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("backend", ["blocked", "triton"])
+@pytest.mark.parametrize("backend", ["blocked", *CPU, "triton"])
 def test_weights(backend):
     """Those of padded sequences, 0 past each end."""
     tensors = packed()

@@ -5,8 +5,9 @@ import torch
 
 import attnkern
 from attnkern.backends import launching, tiles, tuning
+from tests.cases import CPU
 
-BACKENDS = ["reference", "blocked", "triton"]
+BACKENDS = ["reference", "blocked", *CPU, "triton"]
 
 
 def tensors(batch=1, heads=2, len_q=40, len_k=200, dim=16, device="cpu"):

@@ -11,8 +11,9 @@ from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 import attnkern
 from attnkern import AuxRequest
 from attnkern.arguments import checked
+from tests.cases import CPU
 
-BACKENDS = ["reference", "blocked", "triton"]
+BACKENDS = ["reference", "blocked", *CPU, "triton"]
 LEADING = [(), (3,), (2, 3), (2, 1, 3), (2, 2, 2, 3), (0, 2, 3)]
 
 

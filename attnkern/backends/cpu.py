@@ -26,8 +26,6 @@ def refuses(problem: Problem) -> str | None:
         return f"it is for CPUs, not {problem.device}"
     if problem.dtype not in NUMBERS:
         return f"dtype {problem.dtype} is not float32, bfloat16 or float16"
-    if problem.kind == "aoa":
-        return "it has no Attention-over-Attention"
     if problem.center and problem.weights:
         return "it has no attention weights around learned centres"
     if max(problem.len_q, problem.len_k) >= 2**31:

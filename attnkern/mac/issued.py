@@ -224,6 +224,17 @@ def _aoa_blocked(problem: Problem, backward: bool) -> list[Pass]:
     return [*found, Pass("tiles, columns", pairs, score), Pass("tiles", pairs, again + 1)]
 
 
+def _aoa_cpu(problem: Problem, backward: bool) -> list[Pass]:
+    """Scores that take no more memory than the document are kept, for the other sweep and for the backward."""
+    backend, blocked = load("cpu"), load("aoa_blocked")
+    pairs = problem.batch * problem.len_k * -(-problem.len_q // backend.lanes()) * backend.lanes()
+    kept = blocked.keeps(problem.len_k, problem.head_dim, problem.dtype, problem.device)
+    score = problem.head_dim
+    if backward:
+        return [Pass("aoa_backward", pairs, (2 if kept else 4) * score + 2)]
+    return [Pass("aoa_forward", pairs, (1 if kept else 2) * score + 1)]
+
+
 def _aoa_triton(problem: Problem, backward: bool) -> list[Pass]:
     """Every kernel makes the scores anew; those of a gradient's chunks of features, for each chunk."""
     backend = load("aoa_triton")
@@ -241,7 +252,7 @@ def _aoa_triton(problem: Problem, backward: bool) -> list[Pass]:
     return found[: 2 - one] + [Pass(name, call.chunks * pairs, score + chunk + one) for name in gradients]
 
 
-AOA_PASSES = {"reference": _aoa_reference, "blocked": _aoa_blocked, "triton": _aoa_triton}
+AOA_PASSES = {"reference": _aoa_reference, "cpu": _aoa_cpu, "blocked": _aoa_blocked, "triton": _aoa_triton}
 
 
 def _by_query(problem: Problem, rows: int, keys: int, *, padded: bool = True, least: int = 0) -> int:

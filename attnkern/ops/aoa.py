@@ -12,6 +12,9 @@ from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Problem
 
 
+LANES = 16  # words of a document, at most, that a vector of the CPU's kernels holds
+
+
 def describe(document, question, document_mask, question_mask, **choices) -> Problem:
     """The `Problem` of one call: the document's words are the queries, the question's the keys."""
     return Problem(
@@ -34,7 +37,7 @@ def attention_over_attention(
     """The attention `(B, Ld)`."""
     trains = torch.is_grad_enabled() and (document.requires_grad or question.requires_grad)
     sizes = question.shape[1], document.shape[2], document.dtype, document.device.type
-    keep = trains and backend in (None, "blocked") and keeps(*sizes)
+    keep = trains and backend in (None, "cpu", "blocked") and keeps(*sizes)
     return _differentiable(document, question, document_mask, question_mask, keep, backend)[0]
 
 
@@ -59,8 +62,8 @@ def _fake_forward(document, question, document_mask, question_mask, keep, backen
 
 
 def _space(document: Tensor, question: Tensor, keep: bool) -> Tensor:
-    """For exponentials of scores, `(B, Ld, Lq)`; `(B, 0, Lq)` if they are not kept."""
-    shape = document.shape[0], document.shape[1] if keep else 0, question.shape[1]
+    """For scores or exponentials of them, `(B, Ld, Lq)` with room for whole vectors; `(B, 0, Lq)` if none are kept."""
+    shape = document.shape[0], -(-document.shape[1] // LANES) * LANES if keep else 0, question.shape[1]
     return document.new_empty(shape, dtype=library.compute_dtype(document))
 
 

@@ -75,14 +75,15 @@ void check_sequences(const Call& call, int64_t total_keys) {
     if (!call.cu_q) return;
     const auto check = [&](const int64_t* begins, int64_t longest, int64_t total) {
         for (int64_t b = 0; b < call.batch; ++b)
-            if (begins[b] < 0 || begins[b + 1] < begins[b] || begins[b + 1] - begins[b] > longest || begins[b + 1] > total)
+            if (begins[b] < 0 || begins[b + 1] < begins[b] || begins[b + 1] - begins[b] > longest ||
+                begins[b + 1] > total)
                 throw std::invalid_argument("packed sequences must follow one another within the tensors");
     };
     check(call.cu_q, call.len_q, call.total_rows);
     check(call.cu_k, call.len_k, total_keys);
 }
 
-template <class Results>
+template <class Call, class Results>
 void run(void (*kernel)(const Call&, const Results&), const Call& call, const Results& results) {
     py::gil_scoped_release release;
     kernel(call, results);
@@ -104,9 +105,9 @@ PYBIND11_MODULE(ATTNKERN_MODULE, module) {
         .def(py::init([](std::array<int64_t, 9> sizes, const Described& query, const Described& key,
                          const Described& value, float scale, float softcap, int mask_kind, const Described& mask,
                          bool causal, int64_t left, int64_t right, int64_t offset, int64_t offsets, int64_t cu_q,
-                         int64_t cu_k, int gaussian, int64_t center, int64_t nearest, int64_t mirror,
-                         int64_t per_sigma, int selector, int64_t threshold, float dropout_scale, int64_t seed,
-                         int tile_rows, int threads) {
+                         int64_t cu_k, int gaussian, int64_t center, int64_t nearest, int64_t mirror, int64_t per_sigma,
+                         int selector, int64_t threshold, float dropout_scale, int64_t seed, int tile_rows,
+                         int threads) {
             Call call;
             call.batch = sizes[0], call.heads = sizes[1], call.kv_heads = sizes[2], call.len_q = sizes[3];
             call.len_k = sizes[4], call.head_dim = sizes[5], call.value_dim = sizes[6];
@@ -152,5 +153,30 @@ PYBIND11_MODULE(ATTNKERN_MODULE, module) {
         given.grad_center = pointer<float>(grad_center), given.grad_sigma = pointer<float>(grad_sigma);
         run(chosen->backward, call, given);
         if (given.grad_mask) run(chosen->mask_gradient, call, given);
+    });
+    py::class_<AoaCall>(module, "AoaCall", py::module_local())
+        .def(py::init([](std::array<int64_t, 4> sizes, const Described& document, const Described& question,
+                         int64_t document_mask, int64_t question_mask, int64_t kept, int threads) {
+            return AoaCall{sizes[0],
+                           sizes[1],
+                           sizes[2],
+                           sizes[3],
+                           tensor(document),
+                           tensor(question),
+                           pointer<bool>(document_mask),
+                           pointer<bool>(question_mask),
+                           pointer<float>(kept),
+                           threads};
+        }));
+    module.def("aoa_forward", [](const AoaCall& call, const Described& attention, int64_t row_lse, int64_t column_lse,
+                                 int64_t beta) {
+        run(chosen->aoa_forward, call,
+            AoaForward{tensor(attention), pointer<float>(row_lse), pointer<float>(column_lse), pointer<float>(beta)});
+    });
+    module.def("aoa_backward", [](const AoaCall& call, const Described& grad, int64_t column_lse, int64_t beta,
+                                  const Described& grad_document, const Described& grad_question) {
+        run(chosen->aoa_backward, call,
+            AoaBackward{tensor(grad), pointer<float>(column_lse), pointer<float>(beta), tensor(grad_document),
+                        tensor(grad_question)});
     });
 }

@@ -45,9 +45,9 @@ struct Call {
     float scale, softcap;  // 0: none
     Mask mask;
     bool causal;
-    int64_t left, right;        // of the window, -1: unlimited
-    int64_t offset;             // key position of query 0
-    const int64_t* offsets;     // instead of it, one for each batch element; or null
+    int64_t left, right;         // of the window, -1: unlimited
+    int64_t offset;              // key position of query 0
+    const int64_t* offsets;      // instead of it, one for each batch element; or null
     const int64_t *cu_q, *cu_k;  // where packed sequences begin; or null
     Centers centers;
     Selector selector;
@@ -85,11 +85,33 @@ struct Backward {
     const float* lse;
     Tensor output, grad_output;
     Mask grad_weights;
-    const float *row, *entropy;              // (batch, heads, len_q)
+    const float *row, *entropy;               // (batch, heads, len_q)
     Tensor grad_query, grad_key, grad_value;  // results
-    Tensor grad_mask;                        // likewise: float32, strides 0 where it is broadcast
+    Tensor grad_mask;                         // likewise: float32, strides 0 where it is broadcast
     int64_t mask_sizes[4];
     float *grad_center, *grad_sigma;  // results, times sigma; or null
+};
+
+// Attention-over-Attention of documents (batch, len_d, features) and questions (batch, len_q, features), as tensors of one
+// head. Masks are true where there is a word, or null.
+struct AoaCall {
+    static constexpr int KEPT_WORDS = 16;  // `kept` has room for a multiple of so many words of a document
+    int64_t batch, len_d, len_q, features;
+    Tensor document, question;
+    const bool *document_mask, *question_mask;
+    float* kept;  // scores, from forward to backward; or null
+    int threads;
+};
+
+struct AoaForward {
+    Tensor attention;                    // (batch, len_d), as the columns of one row
+    float *row_lse, *column_lse, *beta;  // (batch, len_d), (batch, len_q) twice; 0 where there is no word
+};
+
+struct AoaBackward {
+    Tensor grad;  // like attention
+    const float *column_lse, *beta;
+    Tensor grad_document, grad_question;  // results
 };
 
 // One instruction set's kernels.
@@ -101,4 +123,6 @@ struct Kernels {
     void (*weights)(const Call&, const Weights&);
     void (*backward)(const Call&, const Backward&);
     void (*mask_gradient)(const Call&, const Backward&);
+    void (*aoa_forward)(const AoaCall&, const AoaForward&);
+    void (*aoa_backward)(const AoaCall&, const AoaBackward&);
 };

@@ -1,4 +1,5 @@
 // One instruction set's kernels; compiled once for each, with ISA its name.
+#include "kernels/aoa.h"
 #include "kernels/backward.h"
 #include "kernels/forward.h"
 #include "kernels/mask_gradient.h"
@@ -11,6 +12,7 @@ namespace ISA {
 #define NAME_OF(name) TEXT_OF(name)
 
 extern const Kernels kernels;
-const Kernels kernels = {NAME_OF(ISA), LANES, &forward, &sample, &weights, &backward, &mask_gradient};
+const Kernels kernels = {NAME_OF(ISA), LANES,          &forward,     &sample,      &weights,
+                         &backward,    &mask_gradient, &aoa_forward, &aoa_backward};
 
 }  // namespace ISA

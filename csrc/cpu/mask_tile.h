@@ -6,10 +6,11 @@ namespace ISA {
 
 class MaskTile {
   public:
-    static constexpr size_t SIZE = TILE_KEYS * TILE_ROWS * sizeof(float);
+    static constexpr size_t SIZE = 2 * TILE_KEYS * TILE_ROWS * sizeof(float);
 
     MaskTile(Scratch& scratch, const Mask& mask) : mask(mask) {
-        if (mask.kind) entries = scratch.take(TILE_KEYS * TILE_ROWS);
+        if (!mask.kind) return;
+        entries = scratch.take(TILE_KEYS * TILE_ROWS), by_row = scratch.take(TILE_KEYS * TILE_ROWS);
     }
     explicit operator bool() const { return mask.kind != Mask::NONE; }
 
@@ -18,13 +19,16 @@ class MaskTile {
         if (!mask.kind) return !tile.gaps || look(tile, begin, end);
         const int64_t row = mask.entries.strides[2], head = mask.entries.strides[1];
         shared = row == 0 && (head == 0 || tile.head[0] == tile.head[tile.count - 1]);
+        const int count = static_cast<int>(end - begin);
+        if (shared) {
+            fetch_row(0, tile, begin, count);
+            for (int j = 0; j < count; ++j) store(entries + j * LANES, splat(by_row[j]));
+        } else {
+            for (int i = 0; i < tile.count; ++i) fetch_row(i, tile, begin, count);
+            std::memset(by_row + tile.count * TILE_KEYS, 0, (tile.width - tile.count) * TILE_KEYS * sizeof(float));
+            transpose(entries, tile.width, by_row, TILE_KEYS, tile.width, round_up(count, LANES));
+        }
         lanes = shared ? LANES : tile.width;
-        const int count = shared ? 1 : tile.count;
-        for (int i = 0; i < lanes; ++i)
-            if (i < count)
-                column(i, tile, begin, end);
-            else
-                for (int64_t j = 0; j < end - begin; ++j) entries[j * lanes + i] = shared ? entries[j * lanes] : 0.0f;
         return look(tile, begin, end);
     }
     // What is added to the scores of a key in the lanes from `lane` on.
@@ -34,26 +38,24 @@ class MaskTile {
 
   private:
     const Mask& mask;
-    float* entries = nullptr;
+    float *entries = nullptr, *by_row = nullptr;  // (key, lane), and (lane, key) before
     bool seen_by_any[TILE_KEYS];
     bool shared, all_seen = true;
     int lanes;
 
-    void column(int i, const RowTile& tile, int64_t begin, int64_t end) {
+    void fetch_row(int i, const RowTile& tile, int64_t begin, int count) {
         const Tensor& from = mask.entries;
         const int64_t step = from.strides[3];
         const int64_t place = tile.batch * from.strides[0] + tile.head[i] * from.strides[1] +
                               tile.row[i] * from.strides[2] + begin * step;
-        if (mask.kind == Mask::BOOL) {
-            const char* allowed = from.data + place;
-            for (int64_t j = 0; j < end - begin; ++j)
-                entries[j * lanes + i] = allowed[j * step] ? 0.0f : -INFINITY;
-        } else {
-            with_number(from.number, [&](auto kind) {
-                const auto* numbers = reinterpret_cast<const typename decltype(kind)::Stored*>(from.data) + place;
-                for (int64_t j = 0; j < end - begin; ++j) entries[j * lanes + i] = kind.widened(numbers[j * step]);
-            });
-        }
+        float* to = by_row + i * TILE_KEYS;
+        if (mask.kind == Mask::FLOAT)
+            return widen(to, from.data + place * bytes(from.number), step, count, from.number);
+        const char* allowed = from.data + place;
+        if (step == 1)
+            for (int j = 0; j < count; ++j) to[j] = allowed[j] ? 0.0f : -INFINITY;
+        else
+            for (int j = 0; j < count; ++j) to[j] = allowed[j * step] ? 0.0f : -INFINITY;
     }
     bool look(const RowTile& tile, int64_t begin, int64_t end) {
         bool some = false;

@@ -10,6 +10,5 @@ void run_parallel(int threads, int64_t items, void (*task)(void*, int64_t), void
 template <class Task>
 void parallel(int threads, int64_t items, Task&& task) {
     using Function = std::remove_reference_t<Task>;
-    run_parallel(
-        threads, items, [](void* data, int64_t item) { (*static_cast<Function*>(data))(item); }, &task);
+    run_parallel(threads, items, [](void* data, int64_t item) { (*static_cast<Function*>(data))(item); }, &task);
 }

@@ -91,7 +91,7 @@ struct Tiling {
     int64_t len_q, group, rows, per_head, heads_together, count;
 
     Tiling(const Call& call, int64_t len_q, int most, bool heads_apart = false)
-        : len_q(len_q), group(call.heads / call.kv_heads) {
+        : len_q(len_q), group(call.kv_heads ? call.heads / call.kv_heads : 1) {
         rows = len_q < most ? len_q : most;
         per_head = rows ? (len_q + rows - 1) / rows : 0;
         heads_together = per_head == 1 && !heads_apart && !call.centers.center ? clamp(most / rows, 1, group) : 1;
@@ -107,7 +107,7 @@ struct RowTile {
     int64_t first, last;                // keys that any row may look at
     int64_t common_first, common_last;  // keys that every row may look at
 
-    bool gaps;                          // whether no row may look at some key between `first` and `last`
+    bool gaps;  // whether no row may look at some key between `first` and `last`
 
     RowTile(const Call& call, const Sequence& sequence, const Tiling& tiling, const Order& order, int64_t kv_head,
             int64_t number)
@@ -167,7 +167,8 @@ struct TileRows {
         transpose(lanes, tile.width, rows, padded, tile.width, padded);
     }
     // Of what stands in `lanes`, each lane times its factor; `columns` of it.
-    void put(const RowTile& tile, const Sequence& sequence, const Tensor& tensor, int64_t columns, const float* factors) {
+    void put(const RowTile& tile, const Sequence& sequence, const Tensor& tensor, int64_t columns,
+             const float* factors) {
         for (int c = 0; c < columns; ++c)
             for (int i = 0; i < tile.width; i += LANES) {
                 float* place = lanes + c * tile.width + i;

@@ -54,7 +54,8 @@ struct Sampler {
             if (call.selector == Selector::argmax)
                 take_highest(scores, before, begin, count, lane);
             else
-                for (int64_t draw = 0; draw < draws; draw += 4) take_sampled(scores, mass, block, begin, count, lane, draw);
+                for (int64_t draw = 0; draw < draws; draw += 4)
+                    take_sampled(scores, mass, block, begin, count, lane, draw);
         }
     }
     float entropy(int lane) const {
@@ -94,7 +95,8 @@ struct Sampler {
             const Floats target = uniform(words.word[d - draw]) * total;
             // the first block with any mass is always taken; rounding must not lose it
             const Ints taken = (own > 0.0f) & ((target < own) | (load(places) < 0));
-            if (any(taken)) search(scores, mass, begin, count, lane, target, taken, places, score + d * TILE_ROWS + lane);
+            if (any(taken))
+                search(scores, mass, begin, count, lane, target, taken, places, score + d * TILE_ROWS + lane);
         }
     }
     void search(const float* scores, const float* mass, int64_t begin, int count, int lane, Floats target, Ints taken,

@@ -68,10 +68,17 @@ INLINE Floats min(Floats a, Floats b) {
 #endif
 }
 
+// Whether a comparison holds in any lane.
 INLINE bool any(Ints lanes) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask(__m512i(lanes), __m512i(lanes)) != 0;
+#elif defined(__AVX2__)
+    return !_mm256_testz_si256(__m256i(lanes), __m256i(lanes));
+#else
     int32_t all = 0;
     for (int i = 0; i < LANES; ++i) all |= lanes[i];
     return all != 0;
+#endif
 }
 
 // Of the coefficients, the highest power's first.
@@ -88,8 +95,8 @@ INLINE Floats exp(Floats x) {
     constexpr float LEAST = -87.33654f, MAGIC = 0x1.8p23f;  // what is added to MAGIC loses its fraction: it is rounded
     const Floats within = min(splat(89.0f), max(splat(LEAST), x));
     const Floats power = (within * LOG2E + MAGIC) - MAGIC, f = within * LOG2E - power;
-    Floats found = polynomial(
-        f, {0.00015353362f, 0.0013398875f, 0.009618437f, 0.055503324f, 0.24022648f, 0.69314718f, 1.0f});
+    Floats found =
+        polynomial(f, {0.00015353362f, 0.0013398875f, 0.009618437f, 0.055503324f, 0.24022648f, 0.69314718f, 1.0f});
 #if defined(__AVX512F__)
     found = Floats(_mm512_scalef_ps(__m512(found), __m512(power)));
 #else
@@ -102,8 +109,8 @@ INLINE Floats exp(Floats x) {
 // To within 3e-7 of itself.
 INLINE Floats tanh(Floats x) {
     const Floats square = x * x;
-    const Floats small = polynomial(
-        square, {0.0018956609f, -0.007883276f, 0.021571044f, -0.05392095f, 0.13332984f, -0.33333325f});
+    const Floats small =
+        polynomial(square, {0.0018956609f, -0.007883276f, 0.021571044f, -0.05392095f, 0.13332984f, -0.33333325f});
     const Floats size = max(x, -x), large = 1.0f - 2.0f / (exp(size + size) + 1.0f);
     return size < 0.6f ? small * square * x + x : x < 0.0f ? -large : large;
 }

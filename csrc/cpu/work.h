@@ -36,23 +36,31 @@ class KeyRanges {
 };
 
 // As many numbers as (batch, heads, len_q) has.
-INLINE int64_t batch_rows(const Call& call) {
-    return (call.cu_q ? 1 : call.batch) * call.heads * call.total_rows;
-}
+INLINE int64_t batch_rows(const Call& call) { return (call.cu_q ? 1 : call.batch) * call.heads * call.total_rows; }
 
-// Calls function(sequence, tile) for every tile of queries, on all threads.
+// Calls function(sequence, tile, number, part) for so many parts of every tile of queries, on all threads; number: of the
+// tile among all of them.
 template <class Function>
-void for_each_tile(const Call& call, Function function) {
+void for_each_part(const Call& call, int64_t parts, Function function) {
     const int rows = call.tile_rows;
     const int64_t most = Tiling(call, call.len_q, rows).count;
     const Order order(call);
-    parallel(call.threads, call.batch * call.kv_heads * most, [&](int64_t item) {
-        const Sequence sequence(call, item / most / call.kv_heads);
+    parallel(call.threads, call.batch * call.kv_heads * most * parts, [&](int64_t item) {
+        const int64_t tile = item / parts, head = tile / most;
+        const Sequence sequence(call, head / call.kv_heads);
         const Tiling tiling(call, sequence.len_q, rows);
-        const int64_t number = most - 1 - item % most;  // causal ones are longest at the end
+        const int64_t number = most - 1 - tile % most;  // causal ones are longest at the end
         if (number < tiling.count)
-            function(sequence, RowTile(call, sequence, tiling, order, item / most % call.kv_heads, number));
+            function(sequence, RowTile(call, sequence, tiling, order, head % call.kv_heads, number), tile,
+                     item % parts);
     });
+}
+
+// The same, whole.
+template <class Function>
+void for_each_tile(const Call& call, Function function) {
+    for_each_part(call, 1,
+                  [&](const Sequence& sequence, const RowTile& tile, int64_t, int64_t) { function(sequence, tile); });
 }
 
 // The same, but the tiles with the same rows of a batch element come one after another, on one thread, and each has

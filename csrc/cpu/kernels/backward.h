@@ -21,9 +21,7 @@ struct KeySums {
         if (!memory) throw std::bad_alloc();
     }
     float* key(int64_t place) const { return memory.get() + (place - first) * width; }
-    float* value(int64_t place) const {
-        return memory.get() + (last - first) * width + (place - first) * value_width;
-    }
+    float* value(int64_t place) const { return memory.get() + (last - first) * width + (place - first) * value_width; }
     bool holds(int64_t place) const { return first <= place && place < last; }
 };
 
@@ -117,7 +115,7 @@ class BackwardPass {
         };
         for (int64_t key = 0; key < sequence.len_k; ++key) {
             put(key, given.grad_key, call.head_dim, own->width, call.scale, [&](auto& sums) { return sums.key(key); });
-            if (given.grad_output)
+            if (given.grad_value)
                 put(key, given.grad_value, call.value_dim, own->value_width, 1,
                     [&](auto& sums) { return sums.value(key); });
         }

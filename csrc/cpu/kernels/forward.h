@@ -1,58 +1,140 @@
-// Output and lse of softmax attention, or the output of weights that are linear, relu or exp of their scores.
+// Output and lse of softmax attention, or the output of weights that are linear, relu or exp of their scores. Where there
+// are few tiles of queries, as in a step of decoding, each one's keys are divided too; whoever finishes the last part of
+// a tile adds these up, always in the same order.
 #pragma once
+#include <atomic>
+
 #include "../activation.h"
 #include "../factors.h"
 #include "../online_softmax.h"
 
 namespace ISA {
 
-// One tile of queries.
-inline void forward_tile(const Call& call, const ForwardResults& results, const Sequence& sequence,
-                         const RowTile& tile) {
-    const int64_t dim = call.head_dim, value_dim = call.value_dim;
-    Scratch scratch(TileRows::size(dim) + TileRows::size(value_dim) + KeyTiles::size(dim) + KeyTiles::size(value_dim) +
-                    MaskTile::SIZE + TILE_KEYS * TILE_ROWS * sizeof(float));
-    TileRows query(scratch, dim), output(scratch, value_dim);
-    const KeyTiles keys(scratch, call.key, dim), values(scratch, call.value, value_dim);
-    MaskTile mask(scratch, call.mask);
-    float* scores = scratch.take(TILE_KEYS * TILE_ROWS);
-
-    const bool softmax = call.softmax();
-    const int width = tile.width;
-    const Gaussians gaussians(call, sequence, tile);
-    const Factors factors(call, tile, gaussians);
-    OnlineSoftmax online;
-    query.fetch(tile, sequence, call.query, dim);
-    std::memset(output.lanes, 0, width * output.padded * sizeof(float));
-    for (const KeyRange range : KeyRanges(tile.first, tile.last)) {
-        if (!mask.fetch(tile, range.begin, range.end)) continue;
-        const int count = range.count();
-        const Strided key = keys.fetch(sequence, tile.kv_head, range.begin, range.end, mask.seen());
-        product(key, {query.lanes, width}, {scores, width}, count, width, dim, Scaled{call.scale});
-        finish_scores(call, tile, mask, gaussians, range.begin, range.end, scores, nullptr);
-        if (softmax)
-            online.step(scores, count, width);
-        else
-            activate(call.selector, scores, count, width);
-        factors.multiply(scores, range.begin, range.end);
-        const Strided value = values.fetch(sequence, tile.kv_head, range.begin, range.end, mask.seen()).transposed();
-        const Rows sums = {output.lanes, width};
-        if (softmax)
-            product(value, {scores, width}, sums, value_dim, width, count, AddedToScaled{online.decay});
-        else
-            product(value, {scores, width}, sums, value_dim, width, count, Added{});
+// One tile of queries: its state and sums over the keys met so far.
+class ForwardTile {
+  public:
+    static size_t size(const Call& call) {
+        return TileRows::size(call.head_dim) + TileRows::size(call.value_dim) + KeyTiles::size(call.head_dim) +
+               KeyTiles::size(call.value_dim) + MaskTile::SIZE + TILE_KEYS * TILE_ROWS * sizeof(float);
     }
-    alignas(ALIGNMENT) float inverse[TILE_ROWS];
-    for (int i = 0; i < width; ++i) inverse[i] = !softmax || online.total[i] == 0 ? 1 : 1 / online.total[i];
-    output.put(tile, sequence, results.output, value_dim, inverse);
-    if (results.lse)
-        for (int i = 0; i < tile.count; ++i)
+    ForwardTile(Scratch& scratch, const Call& call, const Sequence& sequence, const RowTile& tile)
+        : call(call),
+          sequence(sequence),
+          tile(tile),
+          query(scratch, call.head_dim),
+          output(scratch, call.value_dim),
+          keys(scratch, call.key, call.head_dim),
+          values(scratch, call.value, call.value_dim),
+          mask(scratch, call.mask),
+          gaussians(call, sequence, tile),
+          factors(call, tile, gaussians),
+          scores(scratch.take(TILE_KEYS * TILE_ROWS)) {
+        std::memset(output.lanes, 0, tile.width * output.padded * sizeof(float));
+    }
+
+    void meet(KeyRanges ranges) {
+        query.fetch(tile, sequence, call.query, call.head_dim);
+        const int width = tile.width;
+        const Rows sums = {output.lanes, width};
+        for (const KeyRange range : ranges) {
+            if (!mask.fetch(tile, range.begin, range.end)) continue;
+            const int count = range.count();
+            const Strided key = keys.fetch(sequence, tile.kv_head, range.begin, range.end, mask.seen());
+            product(key, {query.lanes, width}, {scores, width}, count, width, call.head_dim, Scaled{call.scale});
+            finish_scores(call, tile, mask, gaussians, range.begin, range.end, scores, nullptr);
+            if (call.softmax())
+                online.step(scores, count, width);
+            else
+                activate(call.selector, scores, count, width);
+            factors.multiply(scores, range.begin, range.end);
+            const Strided value =
+                values.fetch(sequence, tile.kv_head, range.begin, range.end, mask.seen()).transposed();
+            if (call.softmax())
+                product(value, {scores, width}, sums, call.value_dim, width, count, AddedToScaled{online.decay});
+            else
+                product(value, {scores, width}, sums, call.value_dim, width, count, Added{});
+        }
+    }
+
+    void put(const ForwardResults& results) {
+        alignas(ALIGNMENT) float inverse[TILE_ROWS];
+        for (int i = 0; i < tile.width; ++i)
+            inverse[i] = !call.softmax() || online.total[i] == 0 ? 1 : 1 / online.total[i];
+        output.put(tile, sequence, results.output, call.value_dim, inverse);
+        for (int i = 0; i < tile.count && results.lse; ++i)
             results.lse[row_place(call, sequence, tile.head[i], tile.row[i])] = online.lse(i);
+    }
+
+    // A part of the keys: the state as numbers, that others' can be added to.
+    static int64_t part_size(const Call& call) { return (2 + round_up(call.value_dim, LANES)) * TILE_ROWS; }
+    void save(float* part) const {
+        std::memcpy(part, online.top, sizeof online.top);
+        std::memcpy(part + TILE_ROWS, online.total, sizeof online.total);
+        std::memcpy(part + 2 * TILE_ROWS, output.lanes, tile.width * output.padded * sizeof(float));
+    }
+    void add(const float* part) {
+        for (int i = 0; i < tile.width; i += LANES) {
+            const Floats own = load(online.top + i), other = load(part + i), top = max(own, other);
+            const Floats shrink = call.softmax() ? exp(own - top) : splat(1.0f);
+            const Floats others = call.softmax() ? exp(other - top) : splat(1.0f);
+            store(online.top + i, top);
+            store(online.total + i, load(online.total + i) * shrink + load(part + TILE_ROWS + i) * others);
+            for (int c = 0; c < call.value_dim; ++c) {
+                float* sum = output.lanes + c * tile.width + i;
+                store(sum, load(sum) * shrink + load(part + 2 * TILE_ROWS + c * tile.width + i) * others);
+            }
+        }
+    }
+
+  private:
+    const Call& call;
+    const Sequence& sequence;
+    const RowTile& tile;
+    TileRows query, output;
+    KeyTiles keys, values;
+    MaskTile mask;
+    Gaussians gaussians;
+    Factors factors;
+    float* scores;
+    OnlineSoftmax online;
+};
+
+// In how many parts each tile's keys are taken: a number that threads have no say in.
+inline int64_t parts_of_keys(const Call& call) {
+    constexpr int64_t ITEMS = 16, FEWEST = 1024;  // of work, at least; keys of a part
+    const int64_t tiles = call.batch * call.kv_heads * Tiling(call, call.len_q, call.tile_rows).count;
+    return tiles == 0 ? 1 : clamp(ITEMS / tiles, 1, clamp(call.len_k / FEWEST, 1, ITEMS));
 }
 
 inline void forward(const Call& call, const ForwardResults& results) {
-    for_each_tile(call, [&](const Sequence& sequence, const RowTile& tile) {
-        forward_tile(call, results, sequence, tile);
+    const int64_t parts = parts_of_keys(call);
+    if (parts == 1)
+        return for_each_tile(call, [&](const Sequence& sequence, const RowTile& tile) {
+            Scratch scratch(ForwardTile::size(call));
+            ForwardTile forward(scratch, call, sequence, tile);
+            forward.meet(KeyRanges(tile.first, tile.last));
+            forward.put(results);
+        });
+    const int64_t tiles = call.batch * call.kv_heads * Tiling(call, call.len_q, call.tile_rows).count;
+    const int64_t size = ForwardTile::part_size(call);
+    const std::unique_ptr<float[]> saved(new float[tiles * parts * size]);
+    const std::unique_ptr<std::atomic<int64_t>[]> unfinished(new std::atomic<int64_t>[tiles]);
+    for (int64_t i = 0; i < tiles; ++i) unfinished[i] = parts;
+    for_each_part(call, parts, [&](const Sequence& sequence, const RowTile& tile, int64_t number, int64_t part) {
+        Scratch scratch(ForwardTile::size(call));
+        ForwardTile forward(scratch, call, sequence, tile);
+        float* own = saved.get() + number * parts * size;
+        const int64_t blocks = (tile.last + TILE_KEYS - 1) / TILE_KEYS - tile.first / TILE_KEYS;
+        const auto begin = [&](int64_t part) {
+            return clamp((tile.first / TILE_KEYS + part * blocks / parts) * TILE_KEYS, tile.first, tile.last);
+        };
+        forward.meet(KeyRanges(begin(part), begin(part + 1)));
+        forward.save(own + part * size);
+        if (unfinished[number].fetch_sub(1) > 1) return;
+        Scratch room(ForwardTile::size(call));
+        ForwardTile whole(room, call, sequence, tile);
+        for (int64_t i = 0; i < parts; ++i) whole.add(own + i * size);
+        whole.put(results);
     });
 }
 

@@ -26,9 +26,11 @@ inline void add_mask_gradient(const Call& call, const Backward& given, const Seq
 
 inline void mask_gradient(const Call& call, const Backward& given) {
     const int rows = call.tile_rows;
-    const bool each_batch = given.mask_sizes[0] > 1, each_head = given.mask_sizes[1] > 1, each_row = given.mask_sizes[2] > 1;
+    const bool each_batch = given.mask_sizes[0] > 1, each_head = given.mask_sizes[1] > 1,
+               each_row = given.mask_sizes[2] > 1;
     const int64_t tiles = Tiling(call, call.len_q, rows, true).per_head;
-    const int64_t batches = each_batch ? call.batch : 1, heads = each_head ? call.heads : 1, parts = each_row ? tiles : 1;
+    const int64_t batches = each_batch ? call.batch : 1, heads = each_head ? call.heads : 1,
+                  parts = each_row ? tiles : 1;
     const auto shared = [](bool each, int64_t one, int64_t all) {
         return KeyRange{each ? one : 0, each ? one + 1 : all};  // those that an item's entries serve
     };

@@ -38,9 +38,8 @@ inline void sample_tile(const Call& call, const Samples& results, const Sequence
 }
 
 inline void sample(const Call& call, const Samples& results) {
-    for_each_tile(call, [&](const Sequence& sequence, const RowTile& tile) {
-        sample_tile(call, results, sequence, tile);
-    });
+    for_each_tile(call,
+                  [&](const Sequence& sequence, const RowTile& tile) { sample_tile(call, results, sequence, tile); });
 }
 
 }  // namespace ISA

@@ -1,0 +1,65 @@
+"""Attention-over-Attention by native kernels (csrc/cpu)."""
+
+import torch
+from torch import Tensor
+
+from attnkern import _cpu
+from attnkern.backends.cpu import NUMBERS
+
+
+def forward(
+    document: Tensor,
+    question: Tensor,
+    document_mask: Tensor | None,
+    question_mask: Tensor | None,
+    kept: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `aoa_blocked.forward` says; `kept` is filled with scores."""
+    attention = document.new_empty(document.shape[:2])
+    row_lse = torch.empty_like(attention, dtype=torch.float32)
+    column_lse = question.new_empty(question.shape[:2], dtype=torch.float32)
+    beta = torch.empty_like(column_lse)
+    masks = _masks(document_mask, question_mask)
+    call = _call(document, question, *masks, kept)
+    _cpu.aoa_forward(call, _row(attention), row_lse.data_ptr(), column_lse.data_ptr(), beta.data_ptr())
+    return attention, row_lse, column_lse, beta
+
+
+def backward(
+    grad: Tensor,
+    row_lse: Tensor,
+    column_lse: Tensor,
+    beta: Tensor,
+    document: Tensor,
+    question: Tensor,
+    document_mask: Tensor | None,
+    question_mask: Tensor | None,
+    kept: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of document and question."""
+    grad_document, grad_question = torch.empty_like(document), torch.empty_like(question)
+    masks, column_lse, beta = _masks(document_mask, question_mask), column_lse.contiguous(), beta.contiguous()
+    call = _call(document, question, *masks, kept)
+    found = _words(grad_document), _words(grad_question)
+    _cpu.aoa_backward(call, _row(grad), column_lse.data_ptr(), beta.data_ptr(), *found)
+    return grad_document, grad_question
+
+
+def _masks(*masks: Tensor | None) -> list[Tensor | None]:
+    return [None if mask is None else mask.contiguous() for mask in masks]
+
+
+def _call(document: Tensor, question: Tensor, *others: Tensor | None) -> "_cpu.AoaCall":
+    addresses = (0 if tensor is None else tensor.data_ptr() for tensor in others)
+    sizes = (*document.shape[:2], question.shape[1], document.shape[2])
+    return _cpu.AoaCall(sizes, _words(document), _words(question), *addresses, torch.get_num_threads())
+
+
+def _words(words: Tensor) -> tuple[int, tuple[int, ...], int]:
+    batch, row, column = words.stride()
+    return words.data_ptr(), (batch, 0, row, column), NUMBERS[words.dtype]
+
+
+def _row(tensor: Tensor) -> tuple[int, tuple[int, ...], int]:
+    batch, column = tensor.stride()
+    return tensor.data_ptr(), (batch, 0, 0, column), NUMBERS[tensor.dtype]
