@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: where two folders belong, and what of csrc/ is compiled: what there are compilers for."""
+"""What pyproject.toml cannot say: where two folders belong, and that csrc/ is compiled as far as compilers allow."""
 
 import os
 import runpy

@@ -1,4 +1,4 @@
-"""Builds the Python modules of this folder with ninja: the kernels for CPUs, those for sm_90a, or the latter's emulated twin.
+"""Builds the Python modules of this folder with ninja: kernels for CPUs, for sm_90a, and the latter's emulated twin.
 
     python csrc/build.py cpu | cuda | emulated [--into FOLDER]
 

@@ -62,8 +62,8 @@ def test_what_is_remembered_of_a_window_serves_every_mode():
     for first in (torch.inference_mode(), torch.enable_grad()):
         sdpa._remembered.cache_clear()
         with first:
-            attnkern.local_attention(*inputs, window=(40, 25))
-        output = attnkern.local_attention(*inputs, window=(40, 25))
+            attnkern.local_attention(*inputs, window=(40, 25), backend="blocked")
+        output = attnkern.local_attention(*inputs, window=(40, 25), backend="blocked")
         found.append((output, *torch.autograd.grad(output.square().sum(), inputs)))
         assert sdpa._remembered.cache_info().currsize == 3 and sdpa._remembered.cache_info().hits >= 6  # edges, inner
     for one, other in zip(*found):
@@ -73,20 +73,20 @@ def test_what_is_remembered_of_a_window_serves_every_mode():
 def test_an_overflow_goes_to_the_tiles():
     query, key, value = (tensor.float() for tensor in tensors())
     query[0, 0, 200], key[0, 0, 200] = 1e20, 1e20
-    output = attnkern.local_attention(query, key, value, window=(20, 10))
+    output = attnkern.local_attention(query, key, value, window=(20, 10), backend="blocked")
     assert output.isfinite().all()
     torch.testing.assert_close(output[0, 0, 200], value[0, 0, 200])
 
 
 def test_few_blocks_are_left_to_the_tiles():
     with watched() as flash:
-        attnkern.local_attention(*tensors(200, 200), window=(8, 8))
+        attnkern.local_attention(*tensors(200, 200), window=(8, 8), backend="blocked")
     assert not flash.called
 
 
 def test_counted():
     """Whole blocks, each with the keys that it is given; and the tiles of the rest."""
     problem = attnkern.Problem(len_q=400, window=(40, 24), heads=3)
-    blocks, *rest = mac.passes(problem)
+    blocks, *rest = mac.passes(problem, backend="blocked")
     assert blocks.pairs == 3 * (400 - 40 - 24) // 64 * 64 * (40 + 64 + 24)
     assert sum(one.pairs for one in rest) >= 3 * 40 * 20

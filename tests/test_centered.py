@@ -234,7 +234,7 @@ def test_unseen_keys_have_no_influence(place):
 
 def test_gradients_of_the_definition():
     """gradcheck, with windows that no difference quotient moves; second derivatives too."""
-    given = tensors(5, 9)
+    given = tensors(3, 7)
     given["center"] = given["center"].floor() + 0.5
     names = list(given)
 
@@ -242,8 +242,8 @@ def test_gradients_of_the_definition():
         return attnkern.local_attention(**dict(zip(names, values)), window=(3, 2), enable_gqa=True)
 
     leaves = [x.requires_grad_() for x in given.values()]
-    torch.autograd.gradcheck(call, leaves, atol=1e-6)
-    torch.autograd.gradgradcheck(call, [x[:1] for x in leaves], atol=1e-5)
+    torch.autograd.gradcheck(call, leaves, atol=1e-6, fast_mode=True)
+    torch.autograd.gradgradcheck(call, [x[:1] for x in leaves], atol=1e-5, fast_mode=True)
 
 
 def test_compiles_and_maps():

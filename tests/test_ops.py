@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import attnkern
 from attnkern import AuxRequest, Problem
 from attnkern.ops.library import like
+from tests.cases import CPU
 
 # cu_seq_q, cu_seq_k; scale, softcap, causal, left, right, query_offset, max_q, max_k
 NO_SCORE_OPTIONS = (None, None, 0.25, 0.0, True, 5, -1, 2, 20, 30)
@@ -244,7 +245,7 @@ def test_flops_count_the_pairs_of_the_window():
     assert sparse.get_total_flops() == 2 * (3 * 2 * 50) * 2 * 8
 
 
-@pytest.mark.parametrize("backend", ["blocked", "triton"])
+@pytest.mark.parametrize("backend", ["blocked", *CPU, "triton"])
 @pytest.mark.parametrize("function", [attnkern.global_attention, attnkern.hard_attention])
 def test_merging_the_heads_is_a_view(backend, function, device):
     query, key, value = (t.to(device) for t in tensors(kv_heads=4, dim=16))
@@ -254,7 +255,7 @@ def test_merging_the_heads_is_a_view(backend, function, device):
         assert output.transpose(1, 2).is_contiguous()
 
 
-@pytest.mark.parametrize("backend", ["blocked", "triton"])
+@pytest.mark.parametrize("backend", ["blocked", *CPU, "triton"])
 def test_broadcast_and_overlapping_inputs(backend, device):
     """Stride 0 and sliding views: read as they are, gradients summed by autograd."""
     base = torch.randn(1, 1, 60, 16, device=device, requires_grad=True)
@@ -288,7 +289,7 @@ def test_masks_are_not_expanded(monkeypatch):
     query, key, value = tensors(kv_heads=4)
     padding = torch.ones(2, 1, 1, 30, dtype=torch.bool)
     for mask in (padding, padding.expand(2, 4, 20, 30)):
-        attnkern.global_attention(query, key, value, mask)
+        attnkern.global_attention(query, key, value, mask, backend="blocked")
     assert seen == [(2, 1, 1, 30)] * 2
 
 

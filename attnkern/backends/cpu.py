@@ -129,7 +129,8 @@ def backward(
     found = (grad_query, grad_key, grad_value, None if grad_mask is None else broadcastable(grad_mask))
     _cpu.backward(
         _call(problem, inputs), _address(lse), *map(_described, given), _address(row), _address(entropy),
-        *map(_described, found), tuple(mask.shape) if needs_mask else (0, 0, 0, 0), *map(_address, (grad_center, grad_sigma)),
+        *map(_described, found), tuple(mask.shape) if needs_mask else (0, 0, 0, 0), _address(grad_center),
+        _address(grad_sigma),
     )  # fmt: skip
     if problem.sigma:
         grad_center, grad_sigma = grad_center / inputs.sigma, grad_sigma / inputs.sigma

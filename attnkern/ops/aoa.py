@@ -11,7 +11,6 @@ from attnkern.ops import library, second_order
 from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Problem
 
-
 LANES = 16  # words of a document, at most, that a vector of the CPU's kernels holds
 
 
