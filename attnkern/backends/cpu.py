@@ -67,7 +67,7 @@ def tile_rows(problem: Problem) -> int:
     if UNLIMITED in (left, right):
         return TILE_ROWS
     span = left + right + 1
-    return TILE_ROWS if span > 192 else TILE_ROWS // 2 if span > 32 else TILE_ROWS // 4
+    return TILE_ROWS if span > 192 else TILE_ROWS // 2
 
 
 def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,8 @@ struct Strided {
 struct Rows {
     float* data;
     int64_t row;
+
+    Rows from(int64_t k) const { return {data + k * row, row}; }
 };
 
 constexpr int BLOCK_ROWS = 6, BLOCK_VECTORS = REGISTERS / 8;  // sums that fit the registers, and one row of B
@@ -49,12 +51,19 @@ INLINE void last_rows(int rows, Strided a, Rows b, Rows c, int64_t depth, int co
     }
 }
 
+// As many rows at a time as keep both multipliers busy.
+template <int M, int N, class Finish>
+INLINE int blocks(int first, int rows, Strided a, Rows b, Rows c, int64_t depth, int column, const Finish& finish) {
+    for (; first + M <= rows; first += M) block_product<M, N>(a.from(first), b, c.from(first), depth, column, finish);
+    return first;
+}
+
 template <int N, class Finish>
 __attribute__((noinline)) void panel(Strided a, Rows b, Rows c, int rows, int64_t depth, int column, Finish finish) {
     int m = 0;
-    for (; m + BLOCK_ROWS <= rows; m += BLOCK_ROWS)
-        block_product<BLOCK_ROWS, N>(a.from(m), b, {c.data + m * c.row, c.row}, depth, column, finish);
-    last_rows<BLOCK_ROWS - 1, N>(rows - m, a.from(m), b, {c.data + m * c.row, c.row}, depth, column, finish);
+    if constexpr (N == 1) m = blocks<2 * BLOCK_ROWS, N>(m, rows, a, b, c, depth, column, finish);
+    m = blocks<BLOCK_ROWS, N>(m, rows, a, b, c, depth, column, finish);
+    last_rows<BLOCK_ROWS - 1, N>(rows - m, a.from(m), b, c.from(m), depth, column, finish);
 }
 
 // finish(sum, place, column): what to store at a place of C, `LANES` numbers from some column on.
@@ -63,6 +72,8 @@ INLINE void product(Strided a, Rows b, Rows c, int rows, int columns, int64_t de
     int n = 0;
     for (; n + BLOCK_VECTORS * LANES <= columns; n += BLOCK_VECTORS * LANES)
         panel<BLOCK_VECTORS>(a, b, c, rows, depth, n, finish);
+    if constexpr (BLOCK_VECTORS > 2)
+        for (; n + 2 * LANES <= columns; n += 2 * LANES) panel<2>(a, b, c, rows, depth, n, finish);
     for (; n < columns; n += LANES) panel<1>(a, b, c, rows, depth, n, finish);
 }
 

@@ -5,34 +5,34 @@
 
 namespace ISA {
 
-constexpr int TILE_KEYS = 64;  // of a tile, at most; a multiple of the sampler's blocks
+constexpr int TILE_KEYS = 128;  // of a tile, at most
 
 struct KeyRange {
     int64_t begin, end;
     int count() const { return static_cast<int>(end - begin); }
 };
 
-// The keys [first, last) in tiles; each but the first begins at a multiple of TILE_KEYS.
+// The keys [first, last) in tiles; each but the first begins at a multiple of their size.
 class KeyRanges {
   public:
-    KeyRanges(int64_t first, int64_t last) : first(first), last(last) {}
+    KeyRanges(int64_t first, int64_t last, int64_t size = TILE_KEYS) : first(first), last(last), size(size) {}
     struct Iterator {
-        int64_t begin, last;
+        int64_t begin, last, size;
         KeyRange operator*() const { return {begin, next()}; }
         void operator++() { begin = next(); }
         bool operator!=(const Iterator& other) const { return begin != other.begin; }
 
       private:
         int64_t next() const {
-            const int64_t end = (begin / TILE_KEYS + 1) * TILE_KEYS;
+            const int64_t end = (begin / size + 1) * size;
             return end < last ? end : last;
         }
     };
-    Iterator begin() const { return {first, last}; }
-    Iterator end() const { return {last, last}; }
+    Iterator begin() const { return {first, last, size}; }
+    Iterator end() const { return {last, last, size}; }
 
   private:
-    int64_t first, last;
+    int64_t first, last, size;
 };
 
 // As many numbers as (batch, heads, len_q) has.

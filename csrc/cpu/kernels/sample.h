@@ -16,7 +16,7 @@ inline void sample_tile(const Call& call, const Samples& results, const Sequence
     const Gaussians gaussians(call, sequence, tile);
     Sampler sampler(scratch, call, tile, results.count);
     query.fetch(tile, sequence, call.query, dim);
-    for (const KeyRange range : KeyRanges(tile.first, tile.last)) {
+    for (const KeyRange range : KeyRanges(tile.first, tile.last, SAMPLE_BLOCK)) {
         if (!mask.fetch(tile, range.begin, range.end)) continue;
         const Strided key = keys.fetch(sequence, tile.kv_head, range.begin, range.end, mask.seen());
         product(key, {query.lanes, tile.width}, {scores, tile.width}, range.count(), tile.width, dim,
