@@ -131,7 +131,7 @@ class _Pair:
     ):
         self.batch = batch
         self._space, self._document = space, document
-        self.kept = None if kept is None else kept[batch, : document.shape[1]]
+        self.kept = None if kept is None else kept[batch]
         self.dtype = torch.promote_types(document.dtype, torch.float32)
         self.question = question[batch].to(self.dtype)
         length = document.shape[1]

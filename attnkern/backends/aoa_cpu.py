@@ -16,6 +16,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `aoa_blocked.forward` says; `kept` is filled with scores."""
     attention = document.new_empty(document.shape[:2])
+    if kept is not None and (document_mask is not None or question_mask is not None):
+        kept.zero_()  # what is no word's is never filled
     row_lse = torch.empty_like(attention, dtype=torch.float32)
     column_lse = question.new_empty(question.shape[:2], dtype=torch.float32)
     beta = torch.empty_like(column_lse)

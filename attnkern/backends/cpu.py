@@ -14,6 +14,7 @@ from attnkern.problem import UNLIMITED, Gradients, Inputs, Problem, new_output
 INSTRUCTION_SETS = ("avx512", "avx2", "neon", "plain")  # best first; each machine has one of the last two
 CAPABILITY = "ATTNKERN_CPU_CAPABILITY"  # the environment variable that names the best one to use
 TILE_ROWS = 64  # queries of a tile, at most
+FEW = 4  # queries of a tile whose forward pass leaves no lane empty
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SELECTORS = ("softmax", "sample", "argmax", "linear", "relu", "exp")  # as csrc/cpu/call.h numbers them
 NONE, AFTER, INSIDE = range(3)  # the Gaussian

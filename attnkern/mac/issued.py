@@ -124,8 +124,10 @@ def _cpu(problem: Problem, operation: Operation, sources: Sources) -> list[Pass]
     def area(first: int) -> int:
         last = min(first + rows, problem.len_q)
         begin, end = _key_range(problem, first, last, 1)
-        padded = -(-together * (last - first) // backend.lanes()) * backend.lanes()
-        return padded * max(0, end - begin)
+        queries = together * (last - first)
+        if operation != "softmax" or queries > backend.FEW:
+            queries = -(-queries // backend.lanes()) * backend.lanes()
+        return queries * max(0, end - begin)
 
     tiles = problem.batch * problem.kv_heads * -(-problem.group // together)
     pairs = tiles * steps.total(area, problem.len_q, rows, 1, steps.query_bends(problem))
@@ -227,7 +229,7 @@ def _aoa_blocked(problem: Problem, backward: bool) -> list[Pass]:
 def _aoa_cpu(problem: Problem, backward: bool) -> list[Pass]:
     """Scores that take no more memory than the document are kept, for the other sweep and for the backward."""
     backend, blocked = load("cpu"), load("aoa_blocked")
-    pairs = problem.batch * problem.len_k * -(-problem.len_q // backend.lanes()) * backend.lanes()
+    pairs = problem.batch * problem.len_q * -(-problem.len_k // backend.lanes()) * backend.lanes()
     kept = blocked.keeps(problem.len_k, problem.head_dim, problem.dtype, problem.device)
     score = problem.head_dim
     if backward:

@@ -11,8 +11,6 @@ from attnkern.ops import library, second_order
 from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Problem
 
-LANES = 16  # words of a document, at most, that a vector of the CPU's kernels holds
-
 
 def describe(document, question, document_mask, question_mask, **choices) -> Problem:
     """The `Problem` of one call: the document's words are the queries, the question's the keys."""
@@ -61,8 +59,8 @@ def _fake_forward(document, question, document_mask, question_mask, keep, backen
 
 
 def _space(document: Tensor, question: Tensor, keep: bool) -> Tensor:
-    """For scores or exponentials of them, `(B, Ld, Lq)` with room for whole vectors; `(B, 0, Lq)` if none are kept."""
-    shape = document.shape[0], -(-document.shape[1] // LANES) * LANES if keep else 0, question.shape[1]
+    """For scores or exponentials of them, `(B, Ld, Lq)`; `(B, 0, Lq)` if they are not kept."""
+    shape = document.shape[0], document.shape[1] if keep else 0, question.shape[1]
     return document.new_empty(shape, dtype=library.compute_dtype(document))
 
 

@@ -95,11 +95,10 @@ struct Backward {
 // Attention-over-Attention of documents (batch, len_d, features) and questions (batch, len_q, features), as tensors of one
 // head. Masks are true where there is a word, or null.
 struct AoaCall {
-    static constexpr int KEPT_WORDS = 16;  // `kept` has room for a multiple of so many words of a document
     int64_t batch, len_d, len_q, features;
     Tensor document, question;
     const bool *document_mask, *question_mask;
-    float* kept;  // scores, from forward to backward; or null
+    float* kept;  // scores (batch, len_d, len_q), from forward to backward; or null
     int threads;
 };
 

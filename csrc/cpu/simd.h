@@ -81,6 +81,27 @@ INLINE bool any(Ints lanes) {
 #endif
 }
 
+template <int Width>
+INLINE Floats swapped(Floats a) {  // neighbouring runs of so many lanes
+    Floats found;
+    for (int i = 0; i < LANES; ++i) found[i] = a[i ^ Width];
+    return found;
+}
+template <int Width = LANES / 2>
+INLINE float sum_of(Floats a) {
+    if constexpr (Width == 0)
+        return a[0];
+    else
+        return sum_of<Width / 2>(a + swapped<Width>(a));
+}
+template <int Width = LANES / 2>
+INLINE float highest_of(Floats a) {
+    if constexpr (Width == 0)
+        return a[0];
+    else
+        return highest_of<Width / 2>(max(swapped<Width>(a), a));
+}
+
 // Of the coefficients, the highest power's first.
 template <int Count>
 INLINE Floats polynomial(Floats x, const float (&coefficients)[Count]) {

@@ -34,26 +34,26 @@ class ForwardTile {
 
     void meet(KeyRanges ranges) {
         query.fetch(tile, sequence, call.query, call.head_dim);
-        const int width = tile.width;
-        const Rows sums = {output.lanes, width};
+        const bool few = tile.count <= FEW;
+        if (few) std::memset(output.rows, 0, tile.width * output.padded * sizeof(float));
         for (const KeyRange range : ranges) {
             if (!mask.fetch(tile, range.begin, range.end)) continue;
-            const int count = range.count();
-            const Strided key = keys.fetch(sequence, tile.kv_head, range.begin, range.end, mask.seen());
-            product(key, {query.lanes, width}, {scores, width}, count, width, call.head_dim, Scaled{call.scale});
+            if (few)
+                multiply_few_keys(range);
+            else
+                multiply_keys(range);
             finish_scores(call, tile, mask, gaussians, range.begin, range.end, scores, nullptr);
             if (call.softmax())
-                online.step(scores, count, width);
+                online.step(scores, range.count(), tile.width);
             else
-                activate(call.selector, scores, count, width);
+                activate(call.selector, scores, range.count(), tile.width);
             factors.multiply(scores, range.begin, range.end);
-            const Strided value =
-                values.fetch(sequence, tile.kv_head, range.begin, range.end, mask.seen()).transposed();
-            if (call.softmax())
-                product(value, {scores, width}, sums, call.value_dim, width, count, AddedToScaled{online.decay});
+            if (few)
+                add_few_values(range);
             else
-                product(value, {scores, width}, sums, call.value_dim, width, count, Added{});
+                add_values(range);
         }
+        if (few) transpose(output.lanes, tile.width, output.rows, output.padded, tile.width, output.padded);
     }
 
     void put(const ForwardResults& results) {
@@ -97,6 +97,45 @@ class ForwardTile {
     Factors factors;
     float* scores;
     OnlineSoftmax online;
+
+    void multiply_keys(KeyRange range) {
+        const Strided key = keys.fetch(sequence, tile.kv_head, range.begin, range.end, mask.seen());
+        product(key, {query.lanes, tile.width}, {scores, tile.width}, range.count(), tile.width, call.head_dim,
+                Scaled{call.scale});
+    }
+    void add_values(KeyRange range) {
+        const Strided value = values.fetch(sequence, tile.kv_head, range.begin, range.end, mask.seen()).transposed();
+        const Rows weights = {scores, tile.width}, sums = {output.lanes, tile.width};
+        if (call.softmax())
+            product(value, weights, sums, call.value_dim, tile.width, range.count(), AddedToScaled{online.decay});
+        else
+            product(value, weights, sums, call.value_dim, tile.width, range.count(), Added{});
+    }
+
+    // So few queries leave most lanes empty: vectors go along the features, and keys and values are read once, in order.
+    static constexpr int FEW = 4;
+
+    void multiply_few_keys(KeyRange range) {
+        const Rows key = keys.fetch_rows(sequence, tile.kv_head, range.begin, range.end, mask.seen());
+        std::memset(scores, 0, range.count() * tile.width * sizeof(float));
+        for (int j = 0; j < range.count(); ++j)
+            for (int i = 0; i < tile.count; ++i) {
+                Floats sum = {};
+                for (int c = 0; c < query.padded; c += LANES)
+                    sum += load(key.data + j * key.row + c) * load(query.rows + i * query.padded + c);
+                scores[j * tile.width + i] = sum_of(sum) * call.scale;
+            }
+    }
+    void add_few_values(KeyRange range) {
+        for (int i = 0; i < tile.count && call.softmax(); ++i)
+            for (int c = 0; c < output.padded; c += LANES) {
+                float* sum = output.rows + i * output.padded + c;
+                store(sum, load(sum) * online.decay[i]);
+            }
+        const Rows value = values.fetch_rows(sequence, tile.kv_head, range.begin, range.end, mask.seen());
+        product({scores, 1, tile.width}, value, {output.rows, output.padded}, tile.count, output.padded, range.count(),
+                Added{});
+    }
 };
 
 // In how many parts each tile's keys are taken: a number that threads have no say in.
