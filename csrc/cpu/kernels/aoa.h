@@ -10,11 +10,15 @@ namespace ISA {
 
 using Memory = std::unique_ptr<float, void (*)(void*)>;
 
-inline Memory floats(int64_t count, float filled = 0) {
+inline Memory room(int64_t count) {
     auto* memory = static_cast<float*>(std::aligned_alloc(ALIGNMENT, Scratch::rounded(count * sizeof(float) + 1)));
     if (!memory) throw std::bad_alloc();
-    for (int64_t i = 0; i < count; ++i) memory[i] = filled;
     return {memory, std::free};
+}
+inline Memory floats(int64_t count, float filled = 0) {
+    Memory memory = room(count);
+    for (int64_t i = 0; i < count; ++i) memory.get()[i] = filled;
+    return memory;
 }
 
 // The words of one document or question that are no padding.
@@ -42,9 +46,9 @@ class Pair {
           call(call),
           b(b),
           question(floats(width * padded)),
-          turned(floats(width * padded)),
+          turned(room(width * padded)),
           copy(floats(direct() ? 0 : TILE_ROWS * padded)),
-          space(floats((call.kept || !stores() ? 1 : tiles()) * TILE_ROWS * width)) {
+          space(room((call.kept || !stores() ? 1 : tiles()) * TILE_ROWS * width)) {
         for (int64_t j = 0; j < asked.count; ++j)
             widen(question.get() + j * padded, call.question.at(b, 0, asked.place[j]), call.question.strides[3],
                   call.features, call.question.number);
@@ -150,12 +154,19 @@ inline void aoa_forward_pair(const AoaCall& call, const AoaForward& results, int
         const int count = pair.count(tile);
         const float* scores = pair.scores(tile, false);
         for (int j = 0; j < width; j += LANES) {
-            Floats highest = load(top + j);
-            for (int i = 0; i < count; ++i) highest = max(load(scores + i * width + j), highest);
+            Floats highest = load(top + j), several[4] = {highest, highest, highest, highest}, mass[4] = {};
+            int i = 0;
+            for (; i + 4 <= count; i += 4)
+                for (int k = 0; k < 4; ++k) several[k] = max(load(scores + (i + k) * width + j), several[k]);
+            for (; i < count; ++i) highest = max(load(scores + i * width + j), highest);
+            for (int k = 0; k < 4; ++k) highest = max(several[k], highest);
             const Floats shrink = exp(load(top + j) - highest);
             for (int lane = 0; lane < LANES; ++lane) masses.total[j + lane] *= shrink[lane];
             store(top + j, highest);
-            for (int i = 0; i < count; ++i) masses.add(j, exp(load(scores + i * width + j) - highest));
+            for (i = 0; i + 4 <= count; i += 4)
+                for (int k = 0; k < 4; ++k) mass[k] += exp(load(scores + (i + k) * width + j) - highest);
+            for (; i < count; ++i) mass[0] += exp(load(scores + i * width + j) - highest);
+            masses.add(j, mass[0] + mass[1] + (mass[2] + mass[3]));
         }
         for (int i = 0; i < count; ++i) {
             float above;
@@ -224,8 +235,8 @@ inline void aoa_backward_pair(const AoaCall& call, const AoaBackward& given, int
         means.get()[j] = static_cast<float>(gradients.total[j] / whole);
         weights.get()[j] = static_cast<float>(given.beta[b * call.len_q + pair.asked.place[j]] / whole);
     }
-    const Memory sums = floats(pair.asked.count * padded), found = floats(TILE_ROWS * padded);
-    const Memory changes = floats(TILE_ROWS * width);  // dM
+    const Memory sums = floats(pair.asked.count * padded), found = room(TILE_ROWS * padded);
+    const Memory changes = room(TILE_ROWS * width);  // dM
     const float share = 1.0f / static_cast<float>(pair.words.count);
     for (int64_t tile = 0; tile < pair.tiles(); ++tile) {
         const int count = pair.count(tile);
@@ -250,7 +261,8 @@ inline void aoa_backward_pair(const AoaCall& call, const AoaBackward& given, int
         product({changes.get(), 1, width}, pair.document(tile), {sums.get(), padded}, pair.asked.count, padded, count,
                 Added{});
     }
-    for (int64_t j = 0; j < pair.asked.count; ++j) put(given.grad_question, pair.asked.place[j], sums.get() + j * padded);
+    for (int64_t j = 0; j < pair.asked.count; ++j)
+        put(given.grad_question, pair.asked.place[j], sums.get() + j * padded);
 }
 
 inline void aoa_forward(const AoaCall& call, const AoaForward& results) {
