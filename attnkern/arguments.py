@@ -75,6 +75,38 @@ def checked(
     packing: Packing = UNPACKED, dropout_p=0.0,
 ) -> Call:  # fmt: skip
     """Raises what `attnkern.global_attention` says."""
+    others = is_causal, scale, enable_gqa, query_offset, softcap, window, dropout_p
+    kind = _kind_of_call(query, key, value, others) if attn_mask is None and packing == UNPACKED else None
+    if kind in _found_right:
+        return Call(query, key, value, None, None, *_found_right[kind])
+    call = _checked(query, key, value, attn_mask, *others[:-1], packing, dropout_p)
+    if kind is not None:
+        if len(_found_right) == MOST_KINDS:
+            _found_right.clear()
+        _found_right[kind] = call[5:]
+    return call
+
+
+MOST_KINDS = 256
+_found_right: dict[tuple, tuple[ScoreOptions, Layout, float]] = {}  # kinds of calls, and what came out besides tensors
+_HASHED_BY_VALUE = {bool, int, float, str, type(None)}
+
+
+def _kind_of_call(query, key, value, others: tuple) -> tuple | None:
+    """All that the checks ask of a plain call with tensors `(B, H, L, E)`; None of any other."""
+    if torch.compiler.is_compiling() or not (type(query) is type(key) is type(value) is Tensor and query.dim() == 4):
+        return None
+    *numbers, window, dropout_p = others
+    sides = window if type(window) is tuple else (window,)
+    kinds = (*map(type, (*numbers, dropout_p, *sides)), type(window))
+    if not _HASHED_BY_VALUE.issuperset(kinds[:-1]) or torch.is_autocast_enabled(query.device.type):
+        return None
+    return *((t.shape, t.dtype, t.device) for t in (query, key, value)), others, kinds
+
+
+def _checked(
+    query, key, value, attn_mask, is_causal, scale, enable_gqa, query_offset, softcap, window, packing, dropout_p
+) -> Call:
     query, key, value, plain_mask = autocast(query, key, value, None if _is_causal_bias(attn_mask) else attn_mask)
     packed = checks.is_packed(packing)
     checks.check_tensors(query, key, value, enable_gqa, packed)

@@ -168,6 +168,11 @@ class Problem:
                 named = ", ".join(map(repr, allowed))
                 raise ValueError(f"Problem.{name} must be one of {named}, got {getattr(self, name)!r}")
 
+    @functools.cached_property
+    def notes(self) -> dict:
+        """What backends remember of it from one call to the next."""
+        return {}
+
     @property
     def kind(self) -> Literal["global", "local", "hard", "mac", "aoa"]:
         """Which of the three kinds of attention this is.

@@ -17,6 +17,7 @@ TILE_ROWS = 64  # queries of a tile, at most
 FEW = 4  # queries of a tile whose forward pass leaves no lane empty
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SELECTORS = ("softmax", "sample", "argmax", "linear", "relu", "exp")  # as csrc/cpu/call.h numbers them
+BOOL, FLOAT = 1, 2  # masks
 NONE, AFTER, INSIDE = range(3)  # the Gaussian
 NOTHING = (0, (0, 0, 0, 0), 0)
 
@@ -142,27 +143,44 @@ sparse_backward = sparse.backward
 
 
 def _call(problem: Problem, inputs: Inputs) -> "_cpu.Call":
-    query, key, value, mask = inputs[:4]
-    sizes = (
-        problem.batch, problem.heads, problem.kv_heads, problem.len_q, problem.len_k, problem.head_dim,
-        problem.value_dim, query.shape[2], key.shape[2],
-    )  # fmt: skip
-    mask_kind, described_mask = 0, NOTHING
+    query, key, value, mask, offsets, seed, cu_seq_q, cu_seq_k = inputs[:8]
+    if (plain := problem.notes.get("cpu")) is None:
+        plain = problem.notes["cpu"] = _plain_call(problem)
+    call = plain.of(_described(query), _described(key), _described(value), torch.get_num_threads())
+    kept = []  # until the call is over
     if mask is not None:
         mask = broadcastable(mask)
-        is_bool = mask.dtype == torch.bool
-        mask_kind, described_mask = (1, (mask.data_ptr(), mask.stride(), 0)) if is_bool else (2, _described(mask))
-    where = [None if tensor is None else tensor.long() for tensor in (inputs.offsets, inputs.cu_seq_q, inputs.cu_seq_k)]
-    gaussian, centers = _centers(problem, inputs)
-    call = _cpu.Call(
-        sizes, _described(query), _described(key), _described(value), problem.scale, problem.softcap, mask_kind,
-        described_mask, problem.causal, *problem.window, 0 if problem.query_offset is None else problem.query_offset,
-        *map(_address, where), gaussian, *map(_address, centers), SELECTORS.index(problem.selector),
-        philox.dropout_threshold(problem.dropout_p), philox.dropout_scale(problem.dropout_p),
-        0 if inputs.seed is None else inputs.seed.item(), tile_rows(problem), torch.get_num_threads(),
-    )  # fmt: skip
-    call.kept = where, centers  # until it is over
+        if mask.dtype == torch.bool:
+            call.set_mask(BOOL, (mask.data_ptr(), mask.stride(), 0))
+        else:
+            call.set_mask(FLOAT, _described(mask))
+    if seed is not None:
+        call.set_seed(seed.item())
+    if offsets is not None:
+        kept.append(offsets.long())
+        call.set_offsets(kept[-1].data_ptr())
+    if cu_seq_q is not None:
+        kept += cu_seq_q.long(), cu_seq_k.long()
+        call.set_sequences(kept[-2].data_ptr(), kept[-1].data_ptr(), query.shape[2], key.shape[2])
+    if problem.center:
+        gaussian, centers = _centers(problem, inputs)
+        kept += centers
+        call.set_centers(gaussian, *map(_address, centers))
+    call.kept = kept
     return call
+
+
+def _plain_call(problem: Problem) -> "_cpu.Call":
+    """All that a call has besides tensors."""
+    sizes = (
+        problem.batch, problem.heads, problem.kv_heads, problem.len_q, problem.len_k, problem.head_dim,
+        problem.value_dim,
+    )  # fmt: skip
+    return _cpu.Call(
+        sizes, problem.scale, problem.softcap, problem.causal, *problem.window, problem.query_offset or 0,
+        SELECTORS.index(problem.selector), philox.dropout_threshold(problem.dropout_p),
+        philox.dropout_scale(problem.dropout_p), tile_rows(problem),
+    )  # fmt: skip
 
 
 def _centers(problem: Problem, inputs: Inputs) -> tuple[int, list[Tensor | None]]:

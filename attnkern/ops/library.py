@@ -36,11 +36,15 @@ class ScoreOptions(NamedTuple):
     max_k: int
 
 
+_implementations: dict[str, Callable] = {}
+
+
 def define(schema: str, implementation, fake) -> None:
     """Registers one operation for every device."""
     name = schema.split("(")[0]
     library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    library.impl(name, prepared(implementation), "CompositeExplicitAutograd")
+    _implementations[name] = prepared(implementation)
+    library.impl(name, _implementations[name], "CompositeExplicitAutograd")
     torch.library.register_fake(f"attnkern::{name}", fake, lib=library)
 
 
@@ -53,11 +57,12 @@ def prepared(implementation: Callable) -> Callable:
     @functools.wraps(implementation)
     def run(*args):
         device = next(arg.device for arg in args if isinstance(arg, Tensor))
-        elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
-        autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
+        kind = device.type
+        elsewhere = kind == "cuda" and device.index != torch.cuda.current_device()
+        autocast = kind != "meta" and torch.is_autocast_enabled(kind)
         if not (elsewhere or autocast):
             return implementation(*args)
-        with torch.cuda.device(device if elsewhere else -1), torch.autocast(device.type, enabled=False):
+        with torch.cuda.device(device if elsewhere else -1), torch.autocast(kind, enabled=False):
             return implementation(*args)
 
     return run
@@ -70,10 +75,15 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
     transforms do not see through it: they get an `autograd.Function` of their own.
     """
     operation = getattr(torch.ops.attnkern, name).default
+    implementation = _implementations[name]
+    tensors = [place for place, arg in enumerate(operation._schema.arguments) if "Tensor" in str(arg.type)]
+
+    def records(args: tuple) -> bool:
+        return torch.is_grad_enabled() and any(args[i] is not None and args[i].requires_grad for i in tensors)
 
     def forward(ctx, *args):
         with torch._C._AutoDispatchBelowAutograd():
-            output = operation(*args)
+            output = (implementation if _nobody_listens(args) else operation)(*args)
         setup_context(ctx, args, output)
         return output
 
@@ -86,23 +96,42 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
         backward=backward,
     )
 
-    def dispatch(*args):
+    def dispatch(*args, run=operation):
         _check_no_tangents(args)
-        if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
+        if records(args):
             return recorded.apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
-            return operation(*args)
+            return run(*args)
 
     library.impl(name, dispatch, "Autograd")
 
     def call(*args):
-        transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-        if not transformed:
+        if torch.compiler.is_compiling():
             return operation(*args)
-        _check_no_tangents(args)
-        return transformable.apply(*args)
+        if torch._C._are_functorch_transforms_active():
+            _check_no_tangents(args)
+            return transformable.apply(*args)
+        if _nobody_listens(args):
+            return dispatch(*args, run=implementation)
+        return operation(*args)
 
     return call
+
+
+def _nobody_listens(args: tuple) -> bool:
+    """Whether torch's dispatcher has nothing to do for a call but to call: it takes as long as a small kernel.
+
+    No mode, profiler or tracer is on, and every tensor is a plain one.
+    """
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._autograd._profiler_enabled()
+        and torch._C._get_tracing_state() is None
+        and _ORDINARY.issuperset(map(type, args))
+    )
+
+
+_ORDINARY = {Tensor, torch.nn.Parameter, int, float, bool, str, type(None)}
 
 
 def _check_no_tangents(args: tuple) -> None:
@@ -155,12 +184,15 @@ def describe(inputs: Inputs, scale, softcap, causal, left, right, query_offset, 
         "query_offset": query_offset if inputs.offsets is None else None,
     }
     try:
-        return _remembered(**choices)
+        return _remembered(*choices.items())
     except TypeError:  # a compiler's symbols for sizes have no hash
         return Problem(**choices)
 
 
-_remembered = functools.lru_cache(maxsize=256)(Problem)  # to make one takes as long as a small kernel
+@functools.lru_cache(maxsize=256)
+def _remembered(*choices: tuple) -> Problem:
+    """To make one takes as long as a small kernel."""
+    return Problem(**dict(choices))
 
 
 def flop_formula(name: str) -> Callable:

@@ -101,31 +101,47 @@ PYBIND11_MODULE(ATTNKERN_MODULE, module) {
     module.def("chosen", [] { return chosen->name; });
     module.def("lanes", [] { return chosen->lanes; });
     module.def("choose", &choose);
-    py::class_<Call>(module, "Call", py::module_local(), py::dynamic_attr())
-        .def(py::init([](std::array<int64_t, 9> sizes, const Described& query, const Described& key,
-                         const Described& value, float scale, float softcap, int mask_kind, const Described& mask,
-                         bool causal, int64_t left, int64_t right, int64_t offset, int64_t offsets, int64_t cu_q,
-                         int64_t cu_k, int gaussian, int64_t center, int64_t nearest, int64_t mirror, int64_t per_sigma,
-                         int selector, int64_t threshold, float dropout_scale, int64_t seed, int tile_rows,
-                         int threads) {
-            Call call;
+    py::class_<Call>(module, "Call", py::module_local(), py::dynamic_attr(),
+                     "What a problem says: sizes, scale, softcap, causal, left, right, offset, selector, dropout's "
+                     "threshold and scale, queries of a tile")
+        .def(py::init([](const std::array<int64_t, 7>& sizes, float scale, float softcap, bool causal, int64_t left,
+                         int64_t right, int64_t offset, int selector, int64_t threshold, float dropout_scale,
+                         int tile_rows) {
+            Call call = {};
             call.batch = sizes[0], call.heads = sizes[1], call.kv_heads = sizes[2], call.len_q = sizes[3];
-            call.len_k = sizes[4], call.head_dim = sizes[5], call.value_dim = sizes[6];
-            call.total_rows = sizes[7];
-            call.query = tensor(query), call.key = tensor(key), call.value = tensor(value);
-            call.scale = scale, call.softcap = softcap;
-            call.mask = {static_cast<Mask::Kind>(mask_kind), tensor(mask)};
-            call.causal = causal, call.left = left, call.right = right;
-            call.offset = offset, call.offsets = pointer<int64_t>(offsets);
-            call.cu_q = pointer<int64_t>(cu_q), call.cu_k = pointer<int64_t>(cu_k);
-            check_sequences(call, sizes[8]);
+            call.len_k = sizes[4], call.head_dim = sizes[5], call.value_dim = sizes[6], call.total_rows = sizes[3];
+            call.scale = scale, call.softcap = softcap, call.causal = causal, call.left = left, call.right = right;
+            call.offset = offset, call.selector = static_cast<Selector>(selector);
+            call.dropout = {static_cast<uint32_t>(threshold), dropout_scale};
+            call.tile_rows = tile_rows;
+            return call;
+        }))
+        .def("of",
+             [](const Call& problem, const Described& query, const Described& key, const Described& value,
+                int threads) {
+                 Call call = problem;
+                 call.query = tensor(query), call.key = tensor(key), call.value = tensor(value);
+                 call.threads = threads;
+                 return call;
+             },
+             "The same with its tensors")
+        .def("set_mask",
+             [](Call& call, int kind, const Described& mask) {
+                 call.mask = {static_cast<Mask::Kind>(kind), tensor(mask)};
+             })
+        .def("set_seed", [](Call& call, int64_t seed) { call.seed = seed; })
+        .def("set_offsets", [](Call& call, int64_t offsets) { call.offsets = pointer<int64_t>(offsets); })
+        .def("set_sequences",
+             [](Call& call, int64_t cu_q, int64_t cu_k, int64_t total_rows, int64_t total_keys) {
+                 call.cu_q = pointer<int64_t>(cu_q), call.cu_k = pointer<int64_t>(cu_k);
+                 call.total_rows = total_rows;
+                 check_sequences(call, total_keys);
+             })
+        .def("set_centers", [](Call& call, int gaussian, int64_t center, int64_t nearest, int64_t mirror,
+                               int64_t per_sigma) {
             call.centers = {pointer<float>(center), static_cast<Centers::Gaussian>(gaussian), pointer<float>(nearest),
                             pointer<float>(mirror), pointer<float>(per_sigma)};
-            call.selector = static_cast<Selector>(selector);
-            call.dropout = {static_cast<uint32_t>(threshold), dropout_scale};
-            call.seed = seed, call.tile_rows = tile_rows, call.threads = threads;
-            return call;
-        }));
+        });
     module.def("forward", [](const Call& call, const Described& output, int64_t lse) {
         run(chosen->forward, call, ForwardResults{tensor(output), pointer<float>(lse)});
     });
