@@ -116,19 +116,17 @@ PYBIND11_MODULE(ATTNKERN_MODULE, module) {
             call.tile_rows = tile_rows;
             return call;
         }))
-        .def("of",
-             [](const Call& problem, const Described& query, const Described& key, const Described& value,
-                int threads) {
-                 Call call = problem;
-                 call.query = tensor(query), call.key = tensor(key), call.value = tensor(value);
-                 call.threads = threads;
-                 return call;
-             },
-             "The same with its tensors")
-        .def("set_mask",
-             [](Call& call, int kind, const Described& mask) {
-                 call.mask = {static_cast<Mask::Kind>(kind), tensor(mask)};
-             })
+        .def(
+            "of",
+            [](const Call& problem, const Described& query, const Described& key, const Described& value, int threads) {
+                Call call = problem;
+                call.query = tensor(query), call.key = tensor(key), call.value = tensor(value);
+                call.threads = threads;
+                return call;
+            },
+            "The same with its tensors")
+        .def("set_mask", [](Call& call, int kind,
+                            const Described& mask) { call.mask = {static_cast<Mask::Kind>(kind), tensor(mask)}; })
         .def("set_seed", [](Call& call, int64_t seed) { call.seed = seed; })
         .def("set_offsets", [](Call& call, int64_t offsets) { call.offsets = pointer<int64_t>(offsets); })
         .def("set_sequences",
@@ -137,11 +135,11 @@ PYBIND11_MODULE(ATTNKERN_MODULE, module) {
                  call.total_rows = total_rows;
                  check_sequences(call, total_keys);
              })
-        .def("set_centers", [](Call& call, int gaussian, int64_t center, int64_t nearest, int64_t mirror,
-                               int64_t per_sigma) {
-            call.centers = {pointer<float>(center), static_cast<Centers::Gaussian>(gaussian), pointer<float>(nearest),
-                            pointer<float>(mirror), pointer<float>(per_sigma)};
-        });
+        .def("set_centers",
+             [](Call& call, int gaussian, int64_t center, int64_t nearest, int64_t mirror, int64_t per_sigma) {
+                 call.centers = {pointer<float>(center), static_cast<Centers::Gaussian>(gaussian),
+                                 pointer<float>(nearest), pointer<float>(mirror), pointer<float>(per_sigma)};
+             });
     module.def("forward", [](const Call& call, const Described& output, int64_t lse) {
         run(chosen->forward, call, ForwardResults{tensor(output), pointer<float>(lse)});
     });
