@@ -11,6 +11,7 @@ from torch.autograd import grad
 
 import attnkern
 from attnkern import AuxRequest
+from tests.cases import CPU
 from tests.compiled import compiled
 
 LOWEST = torch.finfo(torch.float32).min
@@ -18,7 +19,7 @@ FAR = [(torch.float32, -1e9), (torch.float32, -1e30), (torch.float32, LOWEST), (
 OPTIONS = [{}, {"softcap": 2.0}, {"is_causal": True}, {"dropout_p": 0.3, "seed": 1}]
 TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 2e-2, torch.float32: 1e-4}
 CASES = [
-    ("blocked", torch.float32), ("blocked", torch.float16), ("blocked", torch.bfloat16),
+    *((backend, dtype) for backend in ("blocked", *CPU) for dtype in (torch.float32, torch.float16, torch.bfloat16)),
     ("emulated", torch.float16), ("emulated", torch.bfloat16), ("triton", torch.float32), ("triton", torch.float16),
 ]  # fmt: skip
 NAMES = ("output", "lse", "query", "key", "value", "mask")
@@ -80,7 +81,7 @@ def test_a_row_masked_whole_is_the_mean(backend, dtype, far):
     torch.testing.assert_close(found.float(), wanted.expand(-1, -1, 150, -1), rtol=0.01, atol=2e-3)
 
 
-@pytest.mark.parametrize("backend", ["blocked", "triton"])
+@pytest.mark.parametrize("backend", ["blocked", *CPU, "triton"])
 @pytest.mark.parametrize("far", [-1e9, -1e30])
 def test_weights_and_samples_of_rows_far_out(far, backend):
     query, key, value, mask, _ = inputs(torch.float32, None, far, mixed=False)

@@ -1,7 +1,7 @@
-"""Every operation in O(L) memory with torch alone, on any device; the default on a CPU.
+"""Every operation in O(L) memory with torch alone, on any device and in any dtype.
 
 The same tile walk serves the forward passes, the weights, the backward and the sampler. Global
-attention, and windows, go to torch's own fused kernel where that computes the same thing.
+attention goes to torch's own fused kernel where that computes the same thing.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from attnkern.backends import banded, centered, online, sampler, sdpa, sequences, simpler, sparse, unnormalised
+from attnkern.backends import centered, online, sampler, sdpa, sequences, simpler, sparse, unnormalised
 from attnkern.backends.online import FAR
 from attnkern.backends.tiles import NEG_INF, Block, Tile, blocks
 from attnkern.problem import Gradients, Inputs, Problem, new_output
@@ -45,8 +45,6 @@ def _softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
         output, lse = sdpa.forward(problem, inputs)
         if sdpa.is_sound(lse):
             return output, lse
-    elif banded.can_run(problem) and (found := banded.forward(problem, inputs, _softmax)) is not None:
-        return found
     output = new_output(inputs.query, inputs.value)
     lse = inputs.query.new_empty(output.shape[:-1], dtype=problem.compute_dtype)
     for block in _walk(problem, inputs):
@@ -115,8 +113,6 @@ def backward(
     only_output = row is None and not needs_mask and output is not None and grad_output is not None
     if only_output and sdpa.can_run(problem, inputs) and sdpa.is_sound(lse, sdpa.LARGEST):
         return sdpa.backward(problem, inputs, output, lse, grad_output)
-    if only_output and banded.can_run(problem) and sdpa.is_sound(lse, sdpa.LARGEST):
-        return banded.backward(problem, inputs, output, lse, grad_output, backward)
 
     dtype, device = problem.compute_dtype, inputs.key.device
     grad_query = torch.empty_like(inputs.query)

@@ -1,4 +1,4 @@
-"""Torch's own fused CPU kernel, for global attention and for windows that leave little out; see also `banded`."""
+"""Torch's own fused CPU kernel, for global attention and for windows that leave little out."""
 
 import math
 from functools import lru_cache

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from attnkern.backends import banded, hopper, sdpa, tiles, tuning
+from attnkern.backends import hopper, sdpa, tiles, tuning
 from attnkern.backends.choose import load
 from attnkern.mac import steps
 from attnkern.philox import SAMPLE_BLOCK
@@ -75,14 +75,6 @@ def _blocked(problem: Problem, operation: Operation, sources: Sources) -> list[P
         seen = dataclasses.replace(problem, causal=skips, window=(UNLIMITED, UNLIMITED))
         pairs = _by_query(seen, *sdpa.tile(problem), padded=False)
         return [Pass("torch", pairs, score + value if operation == "softmax" else 3 * score + 2 * value)]
-    if banded.can_run(problem) and (operation == "softmax" or plain_backward):
-        left, right = problem.band
-        begin, end = banded.inner(problem)
-        heads = problem.batch * problem.heads
-        features = score + value if operation == "softmax" else 3 * score + 2 * value
-        found = [Pass("torch", heads * (end - begin) * (left + banded.ROWS + right), features)]
-        edges = (banded.part(problem, *part)[0] for part in banded.outer(problem))
-        return found + [one for edge in edges for one in passes(edge, operation, sources, "blocked")]
     pairs, again = _walked(problem, SAMPLE_BLOCK if operation == "sample" else 1)
     if operation != "backward":
         return [Pass("tiles", pairs, score + value * (operation == "softmax"))]
