@@ -173,17 +173,19 @@ def _reference_hard(query, key, value, mask, case: Case, index: Tensor):
 def check(kind: str, case: Case, backend: str, dtype: torch.dtype, device: str, runs: Iterable = range(1)) -> None:
     """Every result within its budget.
 
+    backend: a name, or several with commas.
     runs: what the results must hold for; drawing the next one may set something up.
     """
     tensors, budget = case.tensors(dtype, device), None
     draws = _draws(widened(tensors, torch.float64), case) if kind == "hard" else ()
-    for _ in runs:
-        got = run(kind, poison(case, tensors), case, backend)
-        drawn = got.pop("index", torch.empty(0)).cpu()
-        wrong = torch.stack([drawn != index for index in draws]).all(0).sum() if draws else 0
-        assert not wrong, f"{wrong} of {drawn.numel()} draws differ"
-        budget = budget or Budget(partial(run_naive, kind, tensors, case, drawn), dtype)
-        check_results(budget, got)
+    for name in backend.split(","):
+        for _ in runs:
+            got = run(kind, poison(case, tensors), case, name)
+            drawn = got.pop("index", torch.empty(0)).cpu()
+            wrong = torch.stack([drawn != index for index in draws]).all(0).sum() if draws else 0
+            assert not wrong, f"{wrong} of {drawn.numel()} draws of {name} differ"
+            budget = budget or Budget(partial(run_naive, kind, tensors, case, drawn), dtype)
+            check_results(budget, got)
 
 
 def _draws(tensors: dict[str, Tensor], case: Case) -> list[Tensor]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.cases import Case, check
+from tests.cases import CPU, Case, check
 
 HALF, BF16, FP32, FP64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
@@ -63,5 +63,6 @@ def test_triton(kind, case, dtype, device, poisoned_memory):
 
 @pytest.mark.parametrize("dtype", [FP32, FP64, HALF, BF16], ids=["fp32", "fp64", "fp16", "bf16"])
 @pytest.mark.parametrize(("kind", "case"), KINDS, ids=lambda x: str(x))
-def test_blocked(kind, case, dtype, device, poisoned_memory):
-    check(kind, case, "blocked", dtype, device)
+def test_blocked_and_cpu(kind, case, dtype, device, poisoned_memory):
+    """Together, as a budget takes longer than both."""
+    check(kind, case, "blocked" if dtype == FP64 else ",".join(["blocked", *CPU]), dtype, device)

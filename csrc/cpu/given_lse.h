@@ -74,10 +74,11 @@ struct RowBases {
     }
 };
 
-// As the lse says, or found again with a pass over the keys; scores: room for a tile of them.
-inline RowBases row_bases(const float* lse, const TileScores& scores, float* room) {
+// As the lse says, unless that is not exact or `again` says so: then found again with a pass over the keys. room: for a
+// tile of scores.
+inline RowBases row_bases(const float* lse, const TileScores& scores, float* room, bool again = false) {
     RowBases bases;
-    if (bases.take(lse, scores.call, scores.sequence, scores.tile)) return bases;
+    if (bases.take(lse, scores.call, scores.sequence, scores.tile) && !again) return bases;
     OnlineSoftmax online;
     Strided key;
     for (const KeyRange range : KeyRanges(scores.tile.first, scores.tile.last))

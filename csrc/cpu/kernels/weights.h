@@ -16,7 +16,7 @@ inline void weights_tile(const Call& call, const Weights& results, const Sequenc
     query.fetch(tile, sequence, call.query, dim);
     const Gaussians gaussians(call, sequence, tile);
     const TileScores scores = {call, sequence, tile, query, keys, mask, gaussians};
-    const RowBases bases = row_bases(results.lse, scores, weights);
+    const RowBases bases = row_bases(results.lse, scores, weights, tile.last - tile.first <= TILE_KEYS);
     const Factors factors(call, tile, gaussians);
     Strided key;
     for (const KeyRange range : KeyRanges(tile.first, tile.last)) {
