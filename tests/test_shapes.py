@@ -14,7 +14,7 @@ from attnkern.arguments import checked
 from tests.cases import CPU
 
 BACKENDS = ["reference", "blocked", *CPU, "triton"]
-LEADING = [(), (3,), (2, 3), (2, 1, 3), (2, 2, 2, 3), (0, 2, 3)]
+LEADING = [(), (3,), (2, 3), (2, 1, 3), (2, 1, 2, 2), (0, 2, 3)]
 
 
 def inputs(leading, len_q=5, len_k=7, width=16, device="cpu"):
