@@ -170,8 +170,11 @@ class Problem:
 
     @functools.cached_property
     def notes(self) -> dict:
-        """What backends remember of it from one call to the next."""
+        """What backends remember of it from one call to the next; no copy of it has that."""
         return {}
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "notes"}
 
     @property
     def kind(self) -> Literal["global", "local", "hard", "mac", "aoa"]:

@@ -1,19 +1,24 @@
 """The native kernels for CPUs: every body that the machine has, threads, and memory that is not theirs."""
 
+import copy
 import ctypes
 import mmap
 import os
+import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("hypothesis")
 
 import attnkern
 from attnkern import AuxRequest, attention_over_attention, global_attention, hard_attention, local_attention, reference
 from attnkern.backends import choose
+from attnkern.problem import Inputs
 from tests.cases import CPU, Case, check
 from tests.test_fuzz import fuzz
 
@@ -211,9 +216,44 @@ def test_the_environment_names_the_instructions():
     backend.use(backend.INSTRUCTION_SETS[0])
 
 
+def test_a_problem_that_ran_is_copied_without_what_is_remembered():
+    problem = attnkern.Problem(len_q=5, head_dim=8)
+    backend.softmax(problem, Inputs(*torch.randn(3, 1, 1, 5, 8)))
+    assert problem.notes
+    for copy_of in (copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))):
+        assert copy_of(problem) == problem and not copy_of(problem).notes
+
+
+def test_modes_and_profilers_see_the_operations():
+    """Though without them torch's dispatcher is not asked."""
+    x = torch.randn(1, 2, 5, 8, requires_grad=True)
+
+    class Dispatched(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    class Called(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    for mode in (Dispatched(), Called()):
+        seen = []
+        with mode:
+            global_attention(x, x, x, backend="cpu").sum().backward()
+        assert any("attnkern.softmax_attention" in name for name in seen), mode
+    with torch.profiler.profile() as profile:
+        global_attention(x, x, x, backend="cpu").sum().backward()
+    names = {event.name for event in profile.events()}
+    assert {"attnkern::softmax_attention", "attnkern::softmax_attention_backward"} <= names
+
+
 def test_it_is_the_default_on_a_cpu():
     assert attnkern.explain(attnkern.Problem(len_q=8)).chosen == "cpu"
     wide = attnkern.explain(attnkern.Problem(len_q=8, dtype=torch.float64))
     assert wide.chosen == "blocked" and wide.reasons["cpu"] == "dtype torch.float64 is not float32, bfloat16 or float16"
     assert attnkern.explain(attnkern.Problem(len_q=2**31)).reasons["cpu"] == "lengths must be below 2**31"
+    wide = attnkern.explain(attnkern.Problem(len_q=8, value_dim=65537))
+    assert wide.chosen == "blocked" and wide.reasons["cpu"] == "heads must not be wider than 65536"
     assert attnkern.explain(attnkern.Problem(len_q=8, device="cuda")).reasons["cpu"] == "it is for CPUs, not cuda"

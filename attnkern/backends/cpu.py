@@ -14,6 +14,7 @@ from attnkern.problem import UNLIMITED, Gradients, Inputs, Problem, new_output
 INSTRUCTION_SETS = ("avx512", "avx2", "neon", "plain")  # best first; each machine has one of the last two
 CAPABILITY = "ATTNKERN_CPU_CAPABILITY"  # the environment variable that names the best one to use
 TILE_ROWS = 64  # queries of a tile, at most
+WIDEST = 1 << 16  # heads
 FEW = 4  # queries of a tile whose forward pass leaves no lane empty
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SELECTORS = ("softmax", "sample", "argmax", "linear", "relu", "exp")  # as csrc/cpu/call.h numbers them
@@ -32,6 +33,8 @@ def refuses(problem: Problem) -> str | None:
         return "it has no attention weights around learned centres"
     if max(problem.len_q, problem.len_k) >= 2**31:
         return "lengths must be below 2**31"
+    if max(problem.head_dim, problem.value_dim) > WIDEST:
+        return f"heads must not be wider than {WIDEST}"
     return None
 
 

@@ -124,7 +124,7 @@ def _nobody_listens(args: tuple) -> bool:
     No mode, profiler or tracer is on, and every tensor is a plain one.
     """
     return (
-        torch._C._len_torch_dispatch_stack() == 0
+        torch._C._len_torch_dispatch_stack() == torch._C._len_torch_function_stack() == 0
         and not torch._C._autograd._profiler_enabled()
         and torch._C._get_tracing_state() is None
         and _ORDINARY.issuperset(map(type, args))
