@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 
 from attnkern import mac
-from attnkern.backends.choose import PREFERENCE
+from attnkern.backends.choose import PREFERENCE, load
 from attnkern.bench import measure, others, results, show, timing
 from attnkern.bench.problems import SUITES, Row
 from attnkern.commands import CommandError, check_file
 
 PEERS = ("naive", "sdpa", "flex", "mha", *others.NAMES)
-BACKENDS = {"cpu": ("blocked",), "cuda": ("cuda", "triton")}  # ours that are meant to be used there
+# ours that are meant to be used there; on a CPU the kernels, if they are built
+BACKENDS = {"cpu": ("blocked",) if isinstance(load("cpu"), str) else ("cpu",), "cuda": ("cuda", "triton")}
 
 
 def run(options: argparse.Namespace) -> int:

@@ -20,6 +20,8 @@ from attnkern.bench.compare import differ
 from attnkern.bench.problems import KINDS, SUITES, Row
 from attnkern.bench.results import Result
 
+OURS = f"attnkern[{run.BACKENDS['cpu'][0]}]"
+
 ROOT = Path(__file__).parent.parent
 SIZES = {"heads": 2, "kv_heads": 2, "len_q": 70, "len_k": 70, "head_dim": 16, "dtype": "float32"}
 ROWS = [
@@ -227,7 +229,7 @@ def test_bench_appends(quick, tmp_path, capsys):
     file.write_text(first + first[:50])  # as if cut off
     assert main(["bench", "--rows", "causal", "--peers", "", "--out", str(file)]) == 0
     assert file.read_text().startswith(first)
-    assert [result.impl for result in results.read(file)] == ["attnkern[blocked]", "naive", "attnkern[blocked]"]
+    assert [result.impl for result in results.read(file)] == [OURS, "naive", OURS]
     out = capsys.readouterr().out
     assert "times as fast as the best peer" in out and quick[0].name in out
     for name in results.MACHINE:
@@ -251,7 +253,7 @@ def test_interrupted_bench_keeps_what_is_done(visit, expected, quick, tmp_path, 
     file = tmp_path / "rows.jsonl"
     assert main(["bench", "--suite", "both", "--peers", "naive", "--out", str(file)]) == 130
     assert visits == [*quick, *quick, *quick, *quick][:visit]
-    assert [result.impl for result in results.read(file)] == ["attnkern[blocked]", "naive"] * (expected // 2)
+    assert [result.impl for result in results.read(file)] == [OURS, "naive"] * (expected // 2)
     assert all(result.ms for result in results.read(file))
     assert "interrupted" in capsys.readouterr().err
 
