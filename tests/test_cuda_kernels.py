@@ -151,6 +151,8 @@ def check_softmax(case: Case, heads: tuple[int, int], dtype: torch.dtype, schedu
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("case", CASES | EXTRAS)
 def test_budget(case, heads, dtype, schedules):
+    if heads == (256, 256) and dtype == FP16 and case in EXTRAS:
+        pytest.skip("slow in the emulator: the same code as in bfloat16, and in float16 for narrower heads")
     check_softmax((CASES | EXTRAS)[case], heads, dtype, schedules)
 
 
