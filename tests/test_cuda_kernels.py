@@ -156,9 +156,7 @@ def test_budget(case, heads, dtype, schedules):
     check_softmax((CASES | EXTRAS)[case], heads, dtype, schedules)
 
 
-@pytest.mark.parametrize(
-    ("heads", "dtype"), [((64, 64), BF16), ((64, 64), FP16), ((72, 128), BF16), ((256, 192), BF16)], ids=str
-)
+@pytest.mark.parametrize(("heads", "dtype"), [((64, 64), FP16), ((72, 128), BF16), ((256, 192), BF16)], ids=str)
 @pytest.mark.parametrize("case", CENTERED)
 def test_learned_centers(case, heads, dtype, schedules):
     """Unseen keys hold NaN. Centres stay float32, so there is no naive computation in 16 bits to hold this to."""

@@ -59,7 +59,7 @@ def test_keys_are_shared(name, len_q, combined):
 
 
 def test_training_shares_no_keys(combined):
-    query, key, value = (tensor.requires_grad_() for tensor in tensors())
+    query, key, value = (tensor.requires_grad_() for tensor in tensors(batch=1, heads=2, kv_heads=1))
     attnkern.global_attention(query, key, value, enable_gqa=True, backend="triton").sum().backward()
     assert combined == []
     apart = [tensor.repeat_interleave(2, -1)[..., ::2] for tensor in (query, key, value)]  # the kernels get copies
