@@ -10,7 +10,7 @@ import attnkern
 from attnkern import AuxRequest
 from attnkern.backends import tiles
 from attnkern.budget import Budget
-from tests.cases import check_results
+from tests.cases import CPU, check_results
 
 NAN = float("nan")
 BATCH, HEADS, KV_HEADS, LEN_Q, LEN_K = 2, 4, 2, 111, 150
@@ -176,7 +176,7 @@ FAR = {
 }
 
 
-@pytest.mark.parametrize("backend", ["blocked", "triton"])
+@pytest.mark.parametrize("backend", ["blocked", *CPU, "triton"])
 @pytest.mark.parametrize("case", FAR)
 def test_exponents_that_keys_share_cost_no_precision(case, backend):
     """Every key many sigmas away, in float32: what sets them apart is small beside what they have in common."""

@@ -1,11 +1,11 @@
-"""Local attention around learned centres in the Triton kernels, within the error budget; unseen keys hold NaN."""
+"""Local attention around learned centres in Triton's kernels, and those for CPUs; unseen keys hold NaN."""
 
 import pytest
 import torch
 
 import attnkern
 from attnkern.problem import Problem
-from tests.cases import Case, check, check_extreme_centers, poison, run
+from tests.cases import CPU, Case, check, check_extreme_centers, poison, run
 
 pytest.importorskip("triton")
 
@@ -35,7 +35,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_centers(case, device, poisoned_memory):
-    check("local", case, "triton", torch.float32, device)
+    check("local", case, ",".join([*CPU, "triton"]), torch.float32, device)
 
 
 def test_centers_in_bfloat16(device, poisoned_memory):

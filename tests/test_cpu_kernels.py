@@ -19,7 +19,7 @@ import attnkern
 from attnkern import AuxRequest, attention_over_attention, global_attention, hard_attention, local_attention, reference
 from attnkern.backends import choose
 from attnkern.problem import Inputs
-from tests.cases import CPU, Case, check
+from tests.cases import CPU, Case, check, check_extreme_centers
 from tests.test_fuzz import fuzz
 
 if not CPU:
@@ -83,6 +83,12 @@ def test_centers(instruction_set, lengths, window, sigma, renormalize, poisoned_
             options=options | {"is_causal": causal},
         )  # fmt: skip
         check("local", case, "cpu", FP32, "cpu")
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+def test_extreme_centers(instruction_set, dtype, renormalize):
+    check_extreme_centers("cpu", dtype, "cpu", renormalize)
 
 
 def everything(query, key, value, mask, **options):

@@ -16,7 +16,8 @@ struct Gaussians {
         for (int i = 0; i < tile.width; ++i) {
             const bool used = i < tile.count;
             const int64_t place = used ? row_place(call, sequence, tile.head[i], tile.row[i]) : 0;
-            nearest[i] = used ? call.centers.nearest[place] : 0, mirror[i] = used ? call.centers.mirror[place] : 0;
+            nearest[i] = used ? finite(call.centers.nearest[place]) : 0;
+            mirror[i] = used ? finite(call.centers.mirror[place]) : 0;
             per_sigma[i] = used ? call.centers.per_sigma[place] : 0;
         }
     }
@@ -44,6 +45,9 @@ struct Gaussians {
     }
 
   private:
+    // Around a centre that is NaN no key is in sight, and no weight of 0 becomes NaN.
+    static float finite(float center) { return center == center ? center : 0; }
+
     INLINE Floats sigmas(int64_t key, const float* from, int lane) const {
         const Floats found = (static_cast<float>(key) - load(from + lane)) * load(per_sigma + lane);
         return min(splat(FARTHEST_SIGMAS), max(splat(-FARTHEST_SIGMAS), found));
