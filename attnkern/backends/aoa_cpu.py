@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from attnkern import _cpu
-from attnkern.backends.cpu import NUMBERS
+from attnkern.backends.cpu import address, described
 
 
 def forward(
@@ -52,16 +52,13 @@ def _masks(*masks: Tensor | None) -> list[Tensor | None]:
 
 
 def _call(document: Tensor, question: Tensor, *others: Tensor | None) -> "_cpu.AoaCall":
-    addresses = (0 if tensor is None else tensor.data_ptr() for tensor in others)
     sizes = (*document.shape[:2], question.shape[1], document.shape[2])
-    return _cpu.AoaCall(sizes, _words(document), _words(question), *addresses, torch.get_num_threads())
+    return _cpu.AoaCall(sizes, _words(document), _words(question), *map(address, others), torch.get_num_threads())
 
 
 def _words(words: Tensor) -> tuple[int, tuple[int, ...], int]:
-    batch, row, column = words.stride()
-    return words.data_ptr(), (batch, 0, row, column), NUMBERS[words.dtype]
+    return described(words[:, None])
 
 
 def _row(tensor: Tensor) -> tuple[int, tuple[int, ...], int]:
-    batch, column = tensor.stride()
-    return tensor.data_ptr(), (batch, 0, 0, column), NUMBERS[tensor.dtype]
+    return described(tensor[:, None, None])

@@ -79,14 +79,14 @@ def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Output `(B, H, Lq, Ev)` and lse `(B, H, Lq)`."""
     output = new_output(inputs.query, inputs.value)
     lse = inputs.query.new_empty(output.shape[:-1], dtype=torch.float32)
-    _cpu.forward(_call(problem, inputs), _described(output), lse.data_ptr())
+    _cpu.forward(_call(problem, inputs), described(output), lse.data_ptr())
     return output, lse
 
 
 def mac(problem: Problem, inputs: Inputs) -> Tensor:
     """Output `(B, H, Lq, Ev)`."""
     output = new_output(inputs.query, inputs.value)
-    _cpu.forward(_call(problem, inputs), _described(output), 0)
+    _cpu.forward(_call(problem, inputs), described(output), 0)
     return output
 
 
@@ -95,7 +95,7 @@ def weights(problem: Problem, inputs: Inputs, lse: Tensor) -> Tensor:
     mean = problem.weights == "mean"
     shape = (problem.batch, 1 if mean else problem.heads, problem.len_q, problem.len_k)
     result = inputs.query.new_zeros(shape, dtype=torch.float32 if mean else problem.dtype)
-    _cpu.weights(_call(problem, inputs), lse.contiguous().data_ptr(), _described(broadcastable(result)), mean)
+    _cpu.weights(_call(problem, inputs), lse.contiguous().data_ptr(), described(broadcastable(result)), mean)
     return result.squeeze(1).to(problem.dtype) if mean else result
 
 
@@ -107,7 +107,7 @@ def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Te
     score = inputs.query.new_empty(draws, *rows, dtype=torch.float32)
     lse, entropy = (torch.empty_like(score[0]) for _ in range(2))
     addresses = (tensor.data_ptr() for tensor in (index, score, lse, entropy))
-    _cpu.sample(_call(problem, inputs), draws, _described(output[0]), output.stride(0), *addresses)
+    _cpu.sample(_call(problem, inputs), draws, described(output[0]), output.stride(0), *addresses)
     return output, index, score, lse, entropy
 
 
@@ -133,9 +133,9 @@ def backward(
     given = (output, grad_output, None if grad_weights is None else broadcastable(grad_weights))
     found = (grad_query, grad_key, grad_value, None if grad_mask is None else broadcastable(grad_mask))
     _cpu.backward(
-        _call(problem, inputs), _address(lse), *map(_described, given), _address(row), _address(entropy),
-        *map(_described, found), tuple(mask.shape) if needs_mask else (0, 0, 0, 0), _address(grad_center),
-        _address(grad_sigma),
+        _call(problem, inputs), address(lse), *map(described, given), address(row), address(entropy),
+        *map(described, found), tuple(mask.shape) if needs_mask else (0, 0, 0, 0), address(grad_center),
+        address(grad_sigma),
     )  # fmt: skip
     if problem.sigma:
         grad_center, grad_sigma = grad_center / inputs.sigma, grad_sigma / inputs.sigma
@@ -149,14 +149,14 @@ def _call(problem: Problem, inputs: Inputs) -> "_cpu.Call":
     query, key, value, mask, offsets, seed, cu_seq_q, cu_seq_k = inputs[:8]
     if (plain := problem.notes.get("cpu")) is None:
         plain = problem.notes["cpu"] = _plain_call(problem)
-    call = plain.of(_described(query), _described(key), _described(value), torch.get_num_threads())
+    call = plain.of(described(query), described(key), described(value), torch.get_num_threads())
     kept = []  # until the call is over
     if mask is not None:
         mask = broadcastable(mask)
         if mask.dtype == torch.bool:
             call.set_mask(BOOL, (mask.data_ptr(), mask.stride(), 0))
         else:
-            call.set_mask(FLOAT, _described(mask))
+            call.set_mask(FLOAT, described(mask))
     if seed is not None:
         call.set_seed(seed.item())
     if offsets is not None:
@@ -168,7 +168,7 @@ def _call(problem: Problem, inputs: Inputs) -> "_cpu.Call":
     if problem.center:
         gaussian, centers = _centers(problem, inputs)
         kept += centers
-        call.set_centers(gaussian, *map(_address, centers))
+        call.set_centers(gaussian, *map(address, centers))
     call.kept = kept
     return call
 
@@ -196,13 +196,14 @@ def _centers(problem: Problem, inputs: Inputs) -> tuple[int, list[Tensor | None]
     return gaussian, [None if rows is None else rows.contiguous() for rows in found]
 
 
-def _described(tensor: Tensor | None) -> tuple[int, tuple[int, ...], int]:
+def described(tensor: Tensor | None) -> tuple[int, tuple[int, ...], int]:
+    """What the module is told of a 4-d tensor."""
     if tensor is None:
         return NOTHING
     return tensor.data_ptr(), tensor.stride(), NUMBERS[tensor.dtype]
 
 
-def _address(tensor: Tensor | None) -> int:
+def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 

@@ -3,7 +3,6 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -56,7 +55,7 @@ void choose(const std::string& name) {
 }
 
 using Strides = std::array<int64_t, 4>;
-using Described = std::tuple<int64_t, Strides, int>;  // address, strides in numbers, Number (or bytes of a bool: 1)
+using Described = std::tuple<int64_t, Strides, int>;  // address, strides in numbers, Number (of a bool any)
 
 Tensor tensor(const Described& described) {
     Tensor found;

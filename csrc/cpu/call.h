@@ -73,7 +73,7 @@ struct Samples {
     float *lse, *entropy;   // (batch, heads, len_q)
 };
 
-// Weights (batch, heads, len_q, len_k), or their mean over the heads where `heads` is 1.
+// Weights (batch, heads, len_q, len_k), or their mean over the heads: float32, 0 before, its heads' stride 0.
 struct Weights {
     const float* lse;  // (batch, heads, len_q)
     Tensor weights;

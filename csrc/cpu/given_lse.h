@@ -1,31 +1,10 @@
-// The scores of one tile of queries again, and softmax weights of them: exp(s - base) / total.
+// Softmax weights of scores that are made again: exp(s - base) / total.
 #pragma once
 #include "factors.h"
 #include "online_softmax.h"
+#include "tile_scores.h"
 
 namespace ISA {
-
-// The products of one tile of queries with tiles of keys, as scores.
-struct TileScores {
-    const Call& call;
-    const Sequence& sequence;
-    const RowTile& tile;
-    const TileRows& query;
-    const KeyTiles& keys;
-    MaskTile& mask;
-    const Gaussians& gaussians;
-
-    // The scores of the keys in the range, and these keys, in `slot`; false if no row may look at any. slope: of the soft
-    // cap, or null.
-    bool find(KeyRange range, int slot, float* scores, float* slope, Strided& key) const {
-        if (!mask.fetch(tile, range.begin, range.end)) return false;
-        key = keys.fetch(sequence, tile.kv_head, range.begin, range.end, mask.seen(), slot);
-        product(key, {query.lanes, tile.width}, {scores, tile.width}, range.count(), tile.width, call.head_dim,
-                Scaled{call.scale});
-        finish_scores(call, tile, mask, gaussians, range.begin, range.end, scores, slope);
-        return true;
-    }
-};
 
 // What the weights of each row are relative to.
 struct RowBases {
@@ -65,7 +44,6 @@ struct RowBases {
     }
     // The weights' logarithms, of scores that are not weights yet.
     void logarithms(const float* scores, float* found, int count, int width) const {
-        constexpr float FAR = -1e4f;  // its exponential is 0, and 0 * FAR is not NaN
         for (int at = 0; at < count * width; at += LANES) {
             const int i = at % width;
             const Floats distance = min(splat(LARGEST), load(scores + at)) - load(base + i);

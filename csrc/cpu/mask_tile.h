@@ -16,7 +16,11 @@ class MaskTile {
 
     // Fetches the keys [begin, end); false if no row may look at any of them.
     bool fetch(const RowTile& tile, int64_t begin, int64_t end) {
-        if (!mask.kind) return !tile.gaps || look(tile, begin, end);
+        if (mask.kind) fetch_entries(tile, begin, end);
+        return (!mask.kind && !tile.gaps) || look(tile, begin, end);
+    }
+    // The same of a mask that hides nothing.
+    void fetch_entries(const RowTile& tile, int64_t begin, int64_t end) {
         const int64_t row = mask.entries.strides[2], head = mask.entries.strides[1];
         shared = row == 0 && (head == 0 || tile.head[0] == tile.head[tile.count - 1]);
         const int count = static_cast<int>(end - begin);
@@ -29,7 +33,6 @@ class MaskTile {
             transpose(entries, tile.width, by_row, TILE_KEYS, tile.width, round_up(count, LANES));
         }
         lanes = shared ? LANES : tile.width;
-        return look(tile, begin, end);
     }
     // What is added to the scores of a key in the lanes from `lane` on.
     INLINE Floats bias(int64_t key, int lane) const { return load(entries + key * lanes + (shared ? 0 : lane)); }
@@ -64,7 +67,7 @@ class MaskTile {
             Ints sees = {};
             const int32_t key = static_cast<int32_t>(begin + j);
             for (int i = 0; i < tile.width; i += LANES) {
-                const Ints inside = (load(tile.begin + i) <= key) & (load(tile.end + i) > key);
+                const Ints inside = tile.sees(key, i);
                 sees |= mask.kind ? inside & (bias(j, i) != -INFINITY) : inside;
             }
             seen_by_any[j] = any(sees);

@@ -5,8 +5,10 @@
 
 namespace ISA {
 
-// The highest of `count` scores in each lane, and of what stands in `top`.
-inline void raise(float* top, const float* scores, int count, int width) {
+constexpr float FAR = -1e4f;  // its exponential is 0, and 0 * FAR is not NaN
+
+// The highest of `count` scores in each lane, and of what stands in `top`; infinite ones become finite.
+inline void raise(float* top, float* scores, int count, int width) {
     by_lanes(width, [&](auto V, int lane) {
         Floats highest[V];
         for (int v = 0; v < V; ++v) highest[v] = load(top + lane + v * LANES);
@@ -15,6 +17,7 @@ inline void raise(float* top, const float* scores, int count, int width) {
                 highest[v] = max(load(scores + j * width + lane + v * LANES), highest[v]);  // passes over NaN
         for (int v = 0; v < V; ++v) store(top + lane + v * LANES, highest[v]);
     });
+    bound(scores, count, width, top);
 }
 
 struct OnlineSoftmax {
@@ -39,7 +42,6 @@ struct OnlineSoftmax {
         alignas(ALIGNMENT) float before[TILE_ROWS];
         std::memcpy(before, top, sizeof top);
         raise(top, scores, count, width);
-        bound(scores, count, width, top);
         by_lanes(width, [&](auto V, int lane) {
             Floats sums[V], highest[V];
             for (int v = 0; v < V; ++v) sums[v] = Floats{}, highest[v] = load(top + lane + v * LANES);

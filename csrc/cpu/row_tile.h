@@ -123,6 +123,8 @@ struct RowTile {
         width = round_up(count, LANES);
         look(call, sequence);
     }
+    // Whether a key lies in the sight of the lanes from `lane` on.
+    INLINE Ints sees(int32_t key, int lane) const { return (load(begin + lane) <= key) & (load(end + lane) > key); }
     bool sees_all(int64_t from, int64_t to) const { return common_first <= from && to <= common_last; }
 
   private:

@@ -27,7 +27,6 @@ struct Sampler {
         const int width = tile.width;
         std::memcpy(before, online.top, sizeof before);
         raise(online.top, scores, count, width);
-        bound(scores, count, width, online.top);
         by_lanes(width, [&](auto V, int lane) {
             Floats sums[V], surprises[V], top[V];
             for (int v = 0; v < V; ++v) {
@@ -64,7 +63,6 @@ struct Sampler {
     }
 
   private:
-    static constexpr float FAR = -1e4f;  // its exponential is 0, and 0 * FAR is not NaN
     const Call& call;
     const RowTile& tile;
     int64_t draws;

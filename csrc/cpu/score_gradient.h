@@ -128,19 +128,19 @@ class TileGradient {
         if (given.grad_output && given.output && !grad_weights)
             add_products();
         else if (given.grad_output || grad_weights)
-            for (const KeyRange range : KeyRanges(tile.first, tile.last)) {
-                if (!find(range, 0)) continue;
-                find_gradient(block);
-                weigh(bases, block);
-                add_means(block);
-            }
+            for (const KeyRange range : KeyRanges(tile.first, tile.last))
+                if (find_weighed(range, bases)) add_means(block);
         for (const KeyRange range : KeyRanges(tile.first, tile.last)) {
-            if (!find(range, 0)) continue;
-            find_gradient(block);
-            weigh(bases, block);
+            if (!find_weighed(range, bases)) continue;
             subtract(block);
             visit(block);
         }
+    }
+    bool find_weighed(KeyRange range, const RowBases& bases) {
+        if (!find(range, 0)) return false;
+        find_gradient(blocks[0]);
+        weigh(bases, blocks[0]);
+        return true;
     }
 
     void fetch_rows() {
@@ -183,7 +183,7 @@ class TileGradient {
             std::memset(block.gradient, 0, count * width * sizeof(float));
         }
         if (grad_weights) {
-            grad_weights.fetch(tile, begin, end);
+            grad_weights.fetch_entries(tile, begin, end);
             for (int j = 0; j < count; ++j)
                 for (int i = 0; i < width; i += LANES) {
                     float* place = block.gradient + j * width + i;

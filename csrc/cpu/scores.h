@@ -27,9 +27,8 @@ inline void finish_scores(const Call& call, const RowTile& tile, const MaskTile&
             const int32_t key = static_cast<int32_t>(begin + j);
             if (tile.sees_all(key, key + 1)) continue;
             for (int i = 0; i < width; i += LANES) {
-                const Ints sees = (load(tile.begin + i) <= key) & (load(tile.end + i) > key);
                 float* score = scores + j * width + i;
-                store(score, sees ? load(score) : splat(-INFINITY));
+                store(score, tile.sees(key, i) ? load(score) : splat(-INFINITY));
             }
         }
     gaussians.add_inside(scores, begin, end, width);

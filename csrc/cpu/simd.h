@@ -45,7 +45,6 @@ INLINE void store(Number* to, Vector numbers) {
 INLINE Floats splat(float number) { return number - Floats{}; }
 INLINE Ints splat(int32_t number) { return number - Ints{}; }
 
-INLINE Ints bits(Floats floats) { return load_as<Ints>(reinterpret_cast<const float*>(&floats)); }
 INLINE Floats as_floats(Ints ints) { return load_as<Floats>(reinterpret_cast<const int32_t*>(&ints)); }
 
 // The second where one is NaN.

@@ -2,6 +2,7 @@
 // gathered at the draws: there is no product with them.
 #pragma once
 #include "../sampler.h"
+#include "../tile_scores.h"
 
 namespace ISA {
 
@@ -12,18 +13,14 @@ inline void sample_tile(const Call& call, const Samples& results, const Sequence
     TileRows query(scratch, dim);
     const KeyTiles keys(scratch, call.key, dim);
     MaskTile mask(scratch, call.mask);
-    float *scores = scratch.take(TILE_KEYS * TILE_ROWS), *mass = scratch.take(TILE_KEYS * TILE_ROWS);
+    float *room = scratch.take(TILE_KEYS * TILE_ROWS), *mass = scratch.take(TILE_KEYS * TILE_ROWS);
     const Gaussians gaussians(call, sequence, tile);
     Sampler sampler(scratch, call, tile, results.count);
     query.fetch(tile, sequence, call.query, dim);
-    for (const KeyRange range : KeyRanges(tile.first, tile.last, SAMPLE_BLOCK)) {
-        if (!mask.fetch(tile, range.begin, range.end)) continue;
-        const Strided key = keys.fetch(sequence, tile.kv_head, range.begin, range.end, mask.seen());
-        product(key, {query.lanes, tile.width}, {scores, tile.width}, range.count(), tile.width, dim,
-                Scaled{call.scale});
-        finish_scores(call, tile, mask, gaussians, range.begin, range.end, scores, nullptr);
-        sampler.step(scores, mass, range.begin, range.count());
-    }
+    const TileScores scores = {call, sequence, tile, query, keys, mask, gaussians};
+    Strided key;
+    for (const KeyRange range : KeyRanges(tile.first, tile.last, SAMPLE_BLOCK))
+        if (scores.find(range, 0, room, nullptr, key)) sampler.step(room, mass, range.begin, range.count());
     for (int i = 0; i < tile.count; ++i) {
         const int64_t place = row_place(call, sequence, tile.head[i], tile.row[i]);
         results.lse[place] = sampler.online.lse(i);
