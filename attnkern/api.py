@@ -321,7 +321,7 @@ def _softmax_attention(
     elif centered:
         if aux.weights is not None:
             choices = {"center": True, "sigma": sigma is not None, "weights": aux.weights}
-            choose(describe(Inputs(*tensors), *call.options, **choices), backend)
+            choose(describe(Inputs(*tensors), call.options, **choices), backend)
         center, sigma = call.gaussian(center, sigma)
         output, lse = centered_attention(*tensors, center, sigma, *call.options, renormalize, dropout_p, backend)
         if renormalize and aux.lse:

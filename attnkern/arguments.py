@@ -76,11 +76,16 @@ def checked(
 ) -> Call:  # fmt: skip
     """Raises what `attnkern.global_attention` says."""
     others = is_causal, scale, enable_gqa, query_offset, softcap, window, dropout_p
-    kind = _kind_of_call(query, key, value, others) if attn_mask is None and packing == UNPACKED else None
-    if kind in _found_right:
-        return Call(query, key, value, None, None, *_found_right[kind])
+    kind = None
+    if attn_mask is None and packing == UNPACKED and _is_plain(query, key, value):
+        try:
+            kind = _kind_of_call(query, key, value, others)
+            if (found := _found_right.get(kind)) is not None:
+                return Call(query, key, value, None, None, *found)
+        except TypeError:  # what has no hash: a list as the window, symbols for sizes
+            kind = None
     call = _checked(query, key, value, attn_mask, *others[:-1], packing, dropout_p)
-    if kind is not None:
+    if kind is not None and query.dim() == 4 and _HASHED_BY_VALUE.issuperset(kind[-1]):
         if len(_found_right) == MOST_KINDS:
             _found_right.clear()
         _found_right[kind] = call[5:]
@@ -89,19 +94,25 @@ def checked(
 
 MOST_KINDS = 256
 _found_right: dict[tuple, tuple[ScoreOptions, Layout, float]] = {}  # kinds of calls, and what came out besides tensors
-_HASHED_BY_VALUE = {bool, int, float, str, type(None)}
+_HASHED_BY_VALUE = {bool, int, float, str, tuple, type(None)}
 
 
-def _kind_of_call(query, key, value, others: tuple) -> tuple | None:
-    """All that the checks ask of a plain call with tensors `(B, H, L, E)`; None of any other."""
-    if torch.compiler.is_compiling() or not (type(query) is type(key) is type(value) is Tensor and query.dim() == 4):
-        return None
-    *numbers, window, dropout_p = others
-    sides = window if type(window) is tuple else (window,)
-    kinds = (*map(type, (*numbers, dropout_p, *sides)), type(window))
-    if not _HASHED_BY_VALUE.issuperset(kinds[:-1]) or torch.is_autocast_enabled(query.device.type):
-        return None
-    return *((t.shape, t.dtype, t.device) for t in (query, key, value)), others, kinds
+def _is_plain(*tensors) -> bool:
+    """Whether nothing changes what the checks see."""
+    return (
+        all([type(tensor) is Tensor for tensor in tensors])
+        and not torch.compiler.is_compiling()
+        and not torch._C._is_any_autocast_enabled()
+    )
+
+
+def _kind_of_call(query: Tensor, key: Tensor, value: Tensor, others: tuple) -> tuple:
+    """All that the checks ask of a call without a mask, its last entry the types of what is no tensor."""
+    window = others[5]
+    return (
+        query.shape, key.shape, value.shape, query.dtype, key.dtype, value.dtype, query.device, key.device,
+        value.device, others, (*map(type, others), *(() if window is None else map(type, window))),
+    )  # fmt: skip
 
 
 def _checked(

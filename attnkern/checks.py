@@ -247,6 +247,8 @@ def check_gaussian(
     center: Tensor | None, sigma: float | Tensor | None, renormalize: bool, query: Tensor, layout: Layout
 ) -> tuple[Tensor | None, float | Tensor | None]:
     """`center` and a tensor `sigma` as `(B|1, H|1, Lq)`; sigma is positive."""
+    if center is None and sigma is None and not renormalize:
+        return None, None
     for name, tensor in (("center", center), ("sigma", sigma)):
         if not isinstance(tensor, Tensor):
             if name == "center" and tensor is not None:
@@ -333,9 +335,12 @@ def check_words(name: str, mask: Tensor | None, words: Tensor) -> None:
         raise WrongValue(f"{name} must be on the device of document, {words.device}, got {mask.device}")
 
 
+NOTHING_MORE = AuxRequest()
+
+
 def check_aux(return_aux: AuxRequest | None) -> AuxRequest:
     if return_aux is None:
-        return AuxRequest()
+        return NOTHING_MORE
     if not hasattr(return_aux, "lse"):
         raise WrongType(f"return_aux must be an AuxRequest or None, got {type(return_aux).__name__}")
     weights = getattr(return_aux, "weights", None)  # torch's own AuxRequest has none

@@ -307,4 +307,7 @@ class Gradients(NamedTuple):
 def new_output(query: Tensor, value: Tensor, *draws: int) -> Tensor:
     """An output `(*draws, B, H, Lq, Ev)`, stored `(*draws, B, Lq, H, Ev)` so that merging the heads is a view."""
     batch, heads, len_q, _ = query.shape
-    return query.new_empty(*draws, batch, len_q, heads, value.shape[-1]).transpose(-3, -2)
+    value_dim = value.shape[-1]
+    token = heads * value_dim
+    strides = (batch * len_q * token, len_q * token, value_dim, token, 1)[-4 - len(draws) :]
+    return query.new_empty_strided((*draws, batch, heads, len_q, value_dim), strides)  # one operation

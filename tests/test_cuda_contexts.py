@@ -68,7 +68,7 @@ def test_the_tensors_device_is_the_current_one(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1].index)
-    operation = prepared(lambda mask, query: current[-1])
+    operation = prepared(lambda mask, query: current[-1], first=1)
     with FakeTensorMode():
         for index in (0, 1):
             assert operation(None, torch.empty(1, device=f"cuda:{index}")) == torch.device("cuda", index)

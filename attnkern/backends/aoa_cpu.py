@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from attnkern import _cpu
-from attnkern.backends.cpu import address, described
 
 
 def forward(
@@ -23,7 +22,7 @@ def forward(
     beta = torch.empty_like(column_lse)
     masks = _masks(document_mask, question_mask)
     call = _call(document, question, *masks, kept)
-    _cpu.aoa_forward(call, _row(attention), row_lse.data_ptr(), column_lse.data_ptr(), beta.data_ptr())
+    _cpu.aoa_forward(call, attention, row_lse, column_lse, beta)
     return attention, row_lse, column_lse, beta
 
 
@@ -40,10 +39,9 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of document and question."""
     grad_document, grad_question = torch.empty_like(document), torch.empty_like(question)
-    masks, column_lse, beta = _masks(document_mask, question_mask), column_lse.contiguous(), beta.contiguous()
+    masks = _masks(document_mask, question_mask)
     call = _call(document, question, *masks, kept)
-    found = _words(grad_document), _words(grad_question)
-    _cpu.aoa_backward(call, _row(grad), column_lse.data_ptr(), beta.data_ptr(), *found)
+    _cpu.aoa_backward(call, grad, column_lse.contiguous(), beta.contiguous(), grad_document, grad_question)
     return grad_document, grad_question
 
 
@@ -53,12 +51,4 @@ def _masks(*masks: Tensor | None) -> list[Tensor | None]:
 
 def _call(document: Tensor, question: Tensor, *others: Tensor | None) -> "_cpu.AoaCall":
     sizes = (*document.shape[:2], question.shape[1], document.shape[2])
-    return _cpu.AoaCall(sizes, _words(document), _words(question), *map(address, others), torch.get_num_threads())
-
-
-def _words(words: Tensor) -> tuple[int, tuple[int, ...], int]:
-    return described(words[:, None])
-
-
-def _row(tensor: Tensor) -> tuple[int, tuple[int, ...], int]:
-    return described(tensor[:, None, None])
+    return _cpu.AoaCall(sizes, document, question, *others, torch.get_num_threads())

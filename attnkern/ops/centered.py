@@ -3,7 +3,6 @@
 import torch
 
 from attnkern import products
-from attnkern.backends.choose import choose, load
 from attnkern.ops import library, second_order
 from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Inputs, new_output
@@ -14,16 +13,8 @@ INPUTS = library.TENSORS + 2  # center and sigma
 def _prepare(tensors: tuple, options: tuple, **choices):
     inputs = Inputs(*tensors)
     *score_options, renormalize, dropout_p, backend = options
-    problem = library.describe(
-        inputs,
-        *score_options,
-        center=True,
-        sigma=inputs.sigma is not None,
-        renormalize=renormalize,
-        dropout_p=dropout_p,
-        **choices,
-    )
-    return load(choose(problem, backend)), problem, inputs
+    choices |= {"sigma": inputs.sigma is not None, "renormalize": renormalize, "dropout_p": dropout_p}
+    return *library.plan(inputs, score_options, backend, center=True, **choices), inputs
 
 
 def _forward(*args):

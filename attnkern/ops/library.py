@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch._C import _functorch
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
+from attnkern.backends.choose import choose, load
 from attnkern.problem import Gradients, Inputs, Problem
 
 library = torch.library.Library("attnkern", "DEF")
@@ -37,32 +39,34 @@ class ScoreOptions(NamedTuple):
 
 
 _implementations: dict[str, Callable] = {}
+_FIRST = ("query", "document")  # the tensors whose device is that of all others
 
 
 def define(schema: str, implementation, fake) -> None:
     """Registers one operation for every device."""
     name = schema.split("(")[0]
     library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _implementations[name] = prepared(implementation)
+    names = [argument.name for argument in getattr(torch.ops.attnkern, name).default._schema.arguments]
+    first = next(place for place, argument in enumerate(names) if argument in _FIRST)
+    _implementations[name] = prepared(implementation, first)
     library.impl(name, _implementations[name], "CompositeExplicitAutograd")
     torch.library.register_fake(f"attnkern::{name}", fake, lib=library)
 
 
-def prepared(implementation: Callable) -> Callable:
-    """Runs with the tensors' GPU as the current one, which backends ask and launch on, and without autocast.
+def prepared(implementation: Callable, first: int) -> Callable:
+    """Runs without autocast, and with the GPU of argument number `first` as the current one: backends launch on it.
 
     The API has chosen the dtype; products inside must not choose again.
     """
 
     @functools.wraps(implementation)
     def run(*args):
-        device = next(arg.device for arg in args if isinstance(arg, Tensor))
-        kind = device.type
-        elsewhere = kind == "cuda" and device.index != torch.cuda.current_device()
-        autocast = kind != "meta" and torch.is_autocast_enabled(kind)
+        device = args[first].device
+        elsewhere = device.index is not None and device.type == "cuda" and device.index != torch.cuda.current_device()
+        autocast = torch._C._is_any_autocast_enabled() and device.type != "meta"
         if not (elsewhere or autocast):
             return implementation(*args)
-        with torch.cuda.device(device if elsewhere else -1), torch.autocast(kind, enabled=False):
+        with torch.cuda.device(device if elsewhere else -1), torch.autocast(device.type, enabled=False):
             return implementation(*args)
 
     return run
@@ -79,15 +83,21 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
     tensors = [place for place, arg in enumerate(operation._schema.arguments) if "Tensor" in str(arg.type)]
 
     def records(args: tuple) -> bool:
-        return torch.is_grad_enabled() and any(args[i] is not None and args[i].requires_grad for i in tensors)
+        return torch.is_grad_enabled() and any([args[i] is not None and args[i].requires_grad for i in tensors])
 
-    def forward(ctx, *args):
+    def recorded(forward: Callable) -> Callable:
+        def run(ctx, *args):
+            output = forward(*args)
+            setup_context(ctx, args, output)
+            return output
+
+        return _function(name, forward=run, backward=backward).apply
+
+    def below(*args):
         with torch._C._AutoDispatchBelowAutograd():
-            output = (implementation if _nobody_listens(args) else operation)(*args)
-        setup_context(ctx, args, output)
-        return output
+            return operation(*args)
 
-    recorded = _function(name, forward=forward, backward=backward)
+    recorded_directly, recorded_below = recorded(implementation), recorded(below)
     transformable = _function(
         name,
         generate_vmap_rule=True,
@@ -96,12 +106,9 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
         backward=backward,
     )
 
-    def dispatch(*args, run=operation):
+    def dispatch(*args):
         _check_no_tangents(args)
-        if records(args):
-            return recorded.apply(*args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return run(*args)
+        return recorded_below(*args) if records(args) else below(*args)
 
     library.impl(name, dispatch, "Autograd")
 
@@ -112,7 +119,8 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
             _check_no_tangents(args)
             return transformable.apply(*args)
         if _nobody_listens(args):
-            return dispatch(*args, run=implementation)
+            _check_no_tangents(args)
+            return recorded_directly(*args) if records(args) else implementation(*args)
         return operation(*args)
 
     return call
@@ -160,39 +168,61 @@ def _function(name: str, **members) -> type[torch.autograd.Function]:
     return type(name, (torch.autograd.Function,), static)
 
 
-def describe(inputs: Inputs, scale, softcap, causal, left, right, query_offset, max_q, max_k, **choices) -> Problem:
-    """The `Problem` of one call. max_q, max_k: the lengths, for packed sequences those of the longest."""
-    query, key, value, mask = inputs[:4]
-    batch, heads, _, head_dim = query.shape
-    packed = inputs.cu_seq_q is not None
-    choices |= {
-        "batch": len(inputs.cu_seq_q) - 1 if packed else batch,
-        "packed": packed,
-        "heads": heads,
-        "kv_heads": key.shape[1],
-        "len_q": max_q,
-        "len_k": max_k,
-        "head_dim": head_dim,
-        "value_dim": value.shape[3],
-        "dtype": query.dtype,
-        "device": query.device.type,
-        "scale": scale,
-        "softcap": softcap,
-        "mask": None if mask is None else "bool" if mask.dtype == torch.bool else "float",
-        "causal": causal,
-        "window": (left, right),
-        "query_offset": query_offset if inputs.offsets is None else None,
-    }
+def plan(inputs: Inputs, options: tuple, backend: str | None, **choices) -> tuple[ModuleType, Problem]:
+    """The module of the backend that will run a call, and its `Problem`; options: in the order of `ScoreOptions`.
+
+    Raises:
+        UnsupportedProblem: the named backend, or every one, refuses it.
+    """
+    kind = *_kind(inputs), backend, tuple(options), *choices.items()
     try:
-        return _remembered(*choices.items())
+        return _remembered(*kind)
     except TypeError:  # a compiler's symbols for sizes have no hash
-        return Problem(**choices)
+        return _remembered.__wrapped__(*kind)
+
+
+def describe(inputs: Inputs, options: tuple, **choices) -> Problem:
+    """The `Problem` of a call."""
+    return _problem(*_kind(inputs), options, **choices)
+
+
+def _kind(inputs: Inputs) -> tuple:
+    """What a `Problem` takes from tensors."""
+    query, key, value, mask, offsets, _, cu_seq_q = inputs[:7]
+    mask = None if mask is None else "bool" if mask.dtype == torch.bool else "float"
+    sequences = None if cu_seq_q is None else cu_seq_q.shape[0] - 1
+    return query.shape, key.shape, value.shape, query.dtype, query.device, mask, offsets is None, sequences
 
 
 @functools.lru_cache(maxsize=256)
-def _remembered(*choices: tuple) -> Problem:
-    """To make one takes as long as a small kernel."""
-    return Problem(**dict(choices))
+def _remembered(*kind) -> tuple[ModuleType, Problem]:
+    """To find them takes as long as a small kernel."""
+    *kind_of_tensors, backend, options = kind[:10]
+    problem = _problem(*kind_of_tensors, options, **dict(kind[10:]))
+    return load(choose(problem, backend)), problem
+
+
+def _problem(query, key, value, dtype, device, mask, one_offset, sequences, options, **choices) -> Problem:
+    scale, softcap, causal, left, right, query_offset, max_q, max_k = options
+    return Problem(
+        batch=query[0] if sequences is None else sequences,
+        packed=sequences is not None,
+        heads=query[1],
+        kv_heads=key[1],
+        len_q=max_q,
+        len_k=max_k,
+        head_dim=query[3],
+        value_dim=value[3],
+        dtype=dtype,
+        device=device.type,
+        scale=scale,
+        softcap=softcap,
+        mask=mask,
+        causal=causal,
+        window=(left, right),
+        query_offset=query_offset if one_offset else None,
+        **choices,
+    )
 
 
 def flop_formula(name: str) -> Callable:

@@ -1,7 +1,6 @@
 """Weights without normalisation: `attnkern::mac_attention` and its backward."""
 
 from attnkern import products
-from attnkern.backends.choose import choose, load
 from attnkern.ops import library, second_order
 from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Inputs, new_output
@@ -10,8 +9,7 @@ from attnkern.problem import Inputs, new_output
 def _prepare(args: tuple, **choices):
     inputs = Inputs(*args[: library.TENSORS])
     *score_options, activation, backend = args[library.TENSORS :]
-    problem = library.describe(inputs, *score_options, selector=activation, **choices)
-    return load(choose(problem, backend)), problem, inputs
+    return *library.plan(inputs, score_options, backend, selector=activation, **choices), inputs
 
 
 def _forward(*args):

@@ -7,7 +7,6 @@ The backward has two halves that run only when a gradient asks for them: a spars
 import torch
 
 from attnkern import products
-from attnkern.backends.choose import choose, load
 from attnkern.ops import library, second_order
 from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Gradients, Inputs, new_output
@@ -15,15 +14,8 @@ from attnkern.problem import Gradients, Inputs, new_output
 
 def _prepare(inputs, options, **choices):
     *score_options, num_samples, deterministic, straight_through, backend = options
-    problem = library.describe(
-        inputs,
-        *score_options,
-        selector="argmax" if deterministic else "sample",
-        num_samples=num_samples,
-        straight_through=straight_through,
-        **choices,
-    )
-    return load(choose(problem, backend)), problem
+    choices |= {"num_samples": num_samples, "straight_through": straight_through}
+    return library.plan(inputs, score_options, backend, selector="argmax" if deterministic else "sample", **choices)
 
 
 def _forward(*args):

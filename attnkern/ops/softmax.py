@@ -1,7 +1,6 @@
 """Global and local attention: `attnkern::softmax_attention` and its backward."""
 
 from attnkern import products
-from attnkern.backends.choose import choose, load
 from attnkern.ops import library, second_order
 from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Inputs, new_output
@@ -10,8 +9,8 @@ from attnkern.problem import Inputs, new_output
 def _forward(*args):
     inputs = Inputs(*args[: library.TENSORS])
     *score_options, dropout_p, backend = args[library.TENSORS :]
-    problem = library.describe(inputs, *score_options, dropout_p=dropout_p)
-    return load(choose(problem, backend)).softmax(problem, inputs)
+    module, problem = library.plan(inputs, score_options, backend, dropout_p=dropout_p)
+    return module.softmax(problem, inputs)
 
 
 def _fake_forward(query, key, value, *_):
@@ -22,8 +21,8 @@ def _fake_forward(query, key, value, *_):
 def _backward(grad_output, grad_lse, output, lse, *args):
     inputs = Inputs(*args[: library.TENSORS])
     *score_options, dropout_p, backend, needs_mask = args[library.TENSORS :]
-    problem = library.describe(inputs, *score_options, dropout_p=dropout_p, requires_grad=True)
-    gradients = load(choose(problem, backend)).backward(
+    module, problem = library.plan(inputs, score_options, backend, dropout_p=dropout_p, requires_grad=True)
+    gradients = module.backward(
         problem,
         inputs,
         lse,

@@ -1,7 +1,6 @@
 """Attention weights on request, recomputed from the lse: `attnkern::attention_weights` and its backward."""
 
 from attnkern import products
-from attnkern.backends.choose import choose, load
 from attnkern.ops import library, second_order
 from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Inputs
@@ -13,10 +12,8 @@ def _prepare(args: tuple, **choices):
     query, key, lse, *rest = args[: library.TENSORS]
     inputs = Inputs(query, key, key, *rest)
     *score_options, dropout_p, mean, backend = args[library.TENSORS :]
-    problem = library.describe(
-        inputs, *score_options, dropout_p=dropout_p, weights="mean" if mean else "heads", **choices
-    )
-    return load(choose(problem, backend)), problem, inputs, lse
+    choices |= {"dropout_p": dropout_p, "weights": "mean" if mean else "heads"}
+    return *library.plan(inputs, score_options, backend, **choices), inputs, lse
 
 
 def _forward(*args):

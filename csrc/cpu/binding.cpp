@@ -1,14 +1,12 @@
-// The Python module: fills the call, runs it without Python's lock. Tensors are addresses and strides; no torch here.
-#include <pybind11/pybind11.h>
+// The Python module: fills the call, runs it without Python's lock.
 #include <pybind11/stl.h>
 
 #include <array>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 #include <vector>
 
-#include "call.h"
+#include "torch_tensors.h"
 
 namespace py = pybind11;
 
@@ -54,22 +52,6 @@ void choose(const std::string& name) {
     throw std::invalid_argument("there are no kernels named " + name + " that this machine can run");
 }
 
-using Strides = std::array<int64_t, 4>;
-using Described = std::tuple<int64_t, Strides, int>;  // address, strides in numbers, Number (of a bool any)
-
-Tensor tensor(const Described& described) {
-    Tensor found;
-    found.data = reinterpret_cast<char*>(std::get<0>(described));
-    for (int i = 0; i < 4; ++i) found.strides[i] = std::get<1>(described)[i];
-    found.number = static_cast<Number>(std::get<2>(described));
-    return found;
-}
-
-template <class Number>
-Number* pointer(int64_t address) {
-    return reinterpret_cast<Number*>(address);
-}
-
 void check_sequences(const Call& call, int64_t total_keys) {
     if (!call.cu_q) return;
     const auto check = [&](const int64_t* begins, int64_t longest, int64_t total) {
@@ -92,6 +74,7 @@ void run(void (*kernel)(const Call&, const Results&), const Call& call, const Re
 
 PYBIND11_MODULE(ATTNKERN_MODULE, module) {
     module.doc() = "Attention kernels for CPUs.";
+    torch_tensors::Names::get();
     module.def("usable", [] {
         std::vector<std::string> names;
         for (const Kernels* kernels : usable()) names.push_back(kernels->name);
@@ -117,79 +100,55 @@ PYBIND11_MODULE(ATTNKERN_MODULE, module) {
         }))
         .def(
             "of",
-            [](const Call& problem, const Described& query, const Described& key, const Described& value, int threads) {
+            [](const Call& problem, const Tensor& query, const Tensor& key, const Tensor& value, int threads) {
                 Call call = problem;
-                call.query = tensor(query), call.key = tensor(key), call.value = tensor(value);
+                call.query = query, call.key = key, call.value = value;
                 call.threads = threads;
                 return call;
             },
             "The same with its tensors")
-        .def("set_mask", [](Call& call, int kind,
-                            const Described& mask) { call.mask = {static_cast<Mask::Kind>(kind), tensor(mask)}; })
+        .def("set_mask", [](Call& call, const Mask& mask) { call.mask = mask; })
         .def("set_seed", [](Call& call, int64_t seed) { call.seed = seed; })
-        .def("set_offsets", [](Call& call, int64_t offsets) { call.offsets = pointer<int64_t>(offsets); })
+        .def("set_offsets", [](Call& call, Address offsets) { call.offsets = offsets; })
         .def("set_sequences",
-             [](Call& call, int64_t cu_q, int64_t cu_k, int64_t total_rows, int64_t total_keys) {
-                 call.cu_q = pointer<int64_t>(cu_q), call.cu_k = pointer<int64_t>(cu_k);
+             [](Call& call, Address cu_q, Address cu_k, int64_t total_rows, int64_t total_keys) {
+                 call.cu_q = cu_q, call.cu_k = cu_k;
                  call.total_rows = total_rows;
                  check_sequences(call, total_keys);
              })
         .def("set_centers",
-             [](Call& call, int gaussian, int64_t center, int64_t nearest, int64_t mirror, int64_t per_sigma) {
-                 call.centers = {pointer<float>(center), static_cast<Centers::Gaussian>(gaussian),
-                                 pointer<float>(nearest), pointer<float>(mirror), pointer<float>(per_sigma)};
-             });
-    module.def("forward", [](const Call& call, const Described& output, int64_t lse) {
-        run(chosen->forward, call, ForwardResults{tensor(output), pointer<float>(lse)});
+             [](Call& call, Address center, Address sigma, bool inside) { call.centers = {center, sigma, inside}; });
+    module.def("forward", [](const Call& call, const Tensor& output, Address lse) {
+        run(chosen->forward, call, ForwardResults{output, lse});
     });
-    module.def("sample", [](const Call& call, int64_t count, const Described& output, int64_t output_stride,
-                            int64_t index, int64_t score, int64_t lse, int64_t entropy) {
-        run(chosen->sample, call,
-            Samples{count, tensor(output), output_stride, pointer<int64_t>(index), pointer<float>(score),
-                    pointer<float>(lse), pointer<float>(entropy)});
+    module.def("sample", [](const Call& call, int64_t count, const Tensor& output, int64_t output_stride, Address index,
+                            Address score, Address lse, Address entropy) {
+        run(chosen->sample, call, Samples{count, output, output_stride, index, score, lse, entropy});
     });
-    module.def("weights", [](const Call& call, int64_t lse, const Described& weights, bool mean) {
-        run(chosen->weights, call, Weights{pointer<float>(lse), tensor(weights), mean});
+    module.def("weights", [](const Call& call, Address lse, const Mask& weights, bool mean) {
+        run(chosen->weights, call, Weights{lse, weights.entries, mean});
     });
-    module.def("backward", [](const Call& call, int64_t lse, const Described& output, const Described& grad_output,
-                              const Described& grad_weights, int64_t row, int64_t entropy, const Described& grad_query,
-                              const Described& grad_key, const Described& grad_value, const Described& grad_mask,
-                              const Strides& mask_sizes, int64_t grad_center, int64_t grad_sigma) {
-        Backward given = {};
-        given.lse = pointer<float>(lse);
-        given.output = tensor(output), given.grad_output = tensor(grad_output);
-        given.grad_weights = {std::get<0>(grad_weights) ? Mask::FLOAT : Mask::NONE, tensor(grad_weights)};
-        given.row = pointer<float>(row), given.entropy = pointer<float>(entropy);
-        given.grad_query = tensor(grad_query), given.grad_key = tensor(grad_key), given.grad_value = tensor(grad_value);
-        given.grad_mask = tensor(grad_mask);
-        for (int i = 0; i < 4; ++i) given.mask_sizes[i] = mask_sizes[i];
-        given.grad_center = pointer<float>(grad_center), given.grad_sigma = pointer<float>(grad_sigma);
+    module.def("backward", [](const Call& call, Address lse, const Tensor& output, const Tensor& grad_output,
+                              const Mask& grad_weights, Address row, Address entropy, const Tensor& grad_query,
+                              const Tensor& grad_key, const Tensor& grad_value, const Mask& grad_mask,
+                              Address grad_center, Address grad_sigma) {
+        const Backward given = {lse,        output,   grad_output, grad_weights, row,         entropy,
+                                grad_query, grad_key, grad_value,  grad_mask,    grad_center, grad_sigma};
         run(chosen->backward, call, given);
-        if (given.grad_mask) run(chosen->mask_gradient, call, given);
+        if (grad_mask.kind) run(chosen->mask_gradient, call, given);
     });
     py::class_<AoaCall>(module, "AoaCall", py::module_local())
-        .def(py::init([](std::array<int64_t, 4> sizes, const Described& document, const Described& question,
-                         int64_t document_mask, int64_t question_mask, int64_t kept, int threads) {
-            return AoaCall{sizes[0],
-                           sizes[1],
-                           sizes[2],
-                           sizes[3],
-                           tensor(document),
-                           tensor(question),
-                           pointer<bool>(document_mask),
-                           pointer<bool>(question_mask),
-                           pointer<float>(kept),
-                           threads};
+        .def(py::init([](const std::array<int64_t, 4>& sizes, const Tensor& document, const Tensor& question,
+                         Address document_mask, Address question_mask, Address kept, int threads) {
+            return AoaCall{sizes[0], sizes[1],      sizes[2],      sizes[3], document,
+                           question, document_mask, question_mask, kept,     threads};
         }));
-    module.def("aoa_forward", [](const AoaCall& call, const Described& attention, int64_t row_lse, int64_t column_lse,
-                                 int64_t beta) {
-        run(chosen->aoa_forward, call,
-            AoaForward{tensor(attention), pointer<float>(row_lse), pointer<float>(column_lse), pointer<float>(beta)});
-    });
-    module.def("aoa_backward", [](const AoaCall& call, const Described& grad, int64_t column_lse, int64_t beta,
-                                  const Described& grad_document, const Described& grad_question) {
-        run(chosen->aoa_backward, call,
-            AoaBackward{tensor(grad), pointer<float>(column_lse), pointer<float>(beta), tensor(grad_document),
-                        tensor(grad_question)});
+    module.def("aoa_forward",
+               [](const AoaCall& call, const Tensor& attention, Address row_lse, Address column_lse, Address beta) {
+                   run(chosen->aoa_forward, call, AoaForward{attention, row_lse, column_lse, beta});
+               });
+    module.def("aoa_backward", [](const AoaCall& call, const Tensor& grad, Address column_lse, Address beta,
+                                  const Tensor& grad_document, const Tensor& grad_question) {
+        run(chosen->aoa_backward, call, AoaBackward{grad, column_lse, beta, grad_document, grad_question});
     });
 }

@@ -17,10 +17,11 @@ struct Tensor {
     }
 };
 
-// attn_mask; strides 0 where it is broadcast.
+// attn_mask, or what has its shape: where it is broadcast, sizes are 1 and strides 0.
 struct Mask {
     enum Kind : int { NONE, BOOL, FLOAT } kind = NONE;
     Tensor entries;  // of bool: one byte each
+    int64_t sizes[4] = {};
 };
 
 struct Dropout {
@@ -30,10 +31,9 @@ struct Dropout {
 
 // Learned centres: rows of (batch, heads, len_q).
 struct Centers {
-    enum Gaussian : int { NONE, AFTER, INSIDE };  // the softmax
-    const float* center = nullptr;                // null: there are none
-    Gaussian gaussian = NONE;
-    const float *nearest = nullptr, *mirror = nullptr, *per_sigma = nullptr;
+    const float* center = nullptr;  // null: there are none
+    const float* sigma = nullptr;   // null: no Gaussian
+    bool inside = false;            // of the softmax, or multiplied after it
 };
 
 enum class Selector : int { softmax, sample, argmax, linear, relu, exp };
@@ -87,9 +87,8 @@ struct Backward {
     Mask grad_weights;
     const float *row, *entropy;               // (batch, heads, len_q)
     Tensor grad_query, grad_key, grad_value;  // results
-    Tensor grad_mask;                         // likewise: float32, strides 0 where it is broadcast
-    int64_t mask_sizes[4];
-    float *grad_center, *grad_sigma;  // results, times sigma; or null
+    Mask grad_mask;                           // likewise, float32, 0 before
+    float *grad_center, *grad_sigma;          // results, or null
 };
 
 // Attention-over-Attention of documents (batch, len_d, features) and questions (batch, len_q, features), as tensors of one

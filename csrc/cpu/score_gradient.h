@@ -199,7 +199,7 @@ class TileGradient {
     // dS = p (g - row - entropy log p), in the place of g; then dropout of the weights.
     void subtract(const ScoreGradient& block) {
         const int width = tile.width;
-        if (gaussians.kind == Centers::AFTER) add_to_gaussians(block, block.weights);
+        if (gaussians.place == Gaussians::AFTER) add_to_gaussians(block, block.weights);
         for (int j = 0; j < block.range.count(); ++j)
             for (int i = 0; i < width; i += LANES) {
                 float* place = block.gradient + j * width + i;
@@ -207,7 +207,7 @@ class TileGradient {
                 if (block.logarithms) one -= load(entropy + i) * load(block.logarithms + j * width + i);
                 store(place, load(varies + i) != 0 ? one * load(block.weights + j * width + i) : Floats{});
             }
-        if (gaussians.kind == Centers::INSIDE) add_to_gaussians(block, nullptr);
+        if (gaussians.place == Gaussians::INSIDE) add_to_gaussians(block, nullptr);
         factors.multiply(block.weights, block.range.begin, block.range.end);
     }
     // The gradients of centres and sigmas: sums over the keys of gradients times distances, and of these squared.

@@ -94,7 +94,9 @@ class BackwardPass {
         grad_query.put(tile, sequence, given.grad_query, call.head_dim, factors);
         for (int i = 0; i < tile.count && given.grad_center; ++i) {
             const int64_t place = row_place(call, sequence, tile.head[i], tile.row[i]);
-            given.grad_center[place] = found.grad_center[i], given.grad_sigma[place] = found.grad_sigma[i];
+            const float sigma = call.centers.sigma[place];
+            given.grad_center[place] = found.grad_center[i] / sigma,
+            given.grad_sigma[place] = found.grad_sigma[i] / sigma;
         }
     }
 

@@ -8,7 +8,7 @@ namespace ISA {
 inline void add_mask_gradient(const Call& call, const Backward& given, const Sequence& sequence, const RowTile& tile) {
     Scratch scratch(TileGradient::size(call));
     TileGradient found(scratch, call, given, sequence, tile);
-    const Tensor& to = given.grad_mask;
+    const Tensor& to = given.grad_mask.entries;
     const int64_t step = to.strides[3];
     found.each([&](const ScoreGradient& block) {
         for (int i = 0; i < tile.count; ++i) {
@@ -26,8 +26,8 @@ inline void add_mask_gradient(const Call& call, const Backward& given, const Seq
 
 inline void mask_gradient(const Call& call, const Backward& given) {
     const int rows = call.tile_rows;
-    const bool each_batch = given.mask_sizes[0] > 1, each_head = given.mask_sizes[1] > 1,
-               each_row = given.mask_sizes[2] > 1;
+    const int64_t* sizes = given.grad_mask.sizes;
+    const bool each_batch = sizes[0] > 1, each_head = sizes[1] > 1, each_row = sizes[2] > 1;
     const int64_t tiles = Tiling(call, call.len_q, rows, true).per_head;
     const int64_t batches = each_batch ? call.batch : 1, heads = each_head ? call.heads : 1,
                   parts = each_row ? tiles : 1;
