@@ -24,9 +24,12 @@ ON_ARM = platform.machine() in ("aarch64", "arm64")
 INSTRUCTION_SETS = {"neon" if ON_ARM else "plain": ""}  # of csrc/cpu's kernels, each compiled on its own
 if platform.machine() in ("x86_64", "AMD64"):
     GXX_FLAGS = f"-march=x86-64-v3 {GXX_FLAGS}"
+    AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mprefer-vector-width=512"
     INSTRUCTION_SETS |= {
         "avx2": "-mavx2 -mfma",
-        "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mprefer-vector-width=512",
+        "avx512": AVX512,
+        "avx512_bf16": f"{AVX512} -mavx512bf16",
+        "amx": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16",
     }
 
 

@@ -66,8 +66,9 @@ def test_any_call(instruction_set, dtype, examples, least, poisoned_memory):
     ],
     ids=str,
 )
-def test_long_rows(instruction_set, case, poisoned_memory):
-    check("local" if "window" in case.options else "global", case, "cpu", FP32, "cpu")
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+def test_long_rows(instruction_set, case, dtype, poisoned_memory):
+    check("local" if "window" in case.options else "global", case, "cpu", dtype, "cpu")
 
 
 @pytest.mark.parametrize("renormalize", [False, True])
@@ -215,7 +216,7 @@ def test_the_environment_names_the_instructions():
 
     done = run("plain")
     assert done.stdout.strip() == backend.usable()[-1], done.stderr
-    assert run("mmx").stderr.splitlines()[-1].endswith("must be one of avx512, avx2, neon, plain, got 'mmx'")
+    assert run("mmx").stderr.splitlines()[-1].endswith(f"must be one of {', '.join(backend.INSTRUCTION_SETS)}, got 'mmx'")
     for name in backend.INSTRUCTION_SETS:
         backend.use(name)
         assert backend.in_use() == (name if name in backend.usable() else backend.usable()[-1])

@@ -9,7 +9,14 @@ from attnkern import _cpu, philox
 from attnkern.backends import sparse
 from attnkern.problem import UNLIMITED, Gradients, Inputs, Problem, new_output
 
-INSTRUCTION_SETS = ("avx512", "avx2", "neon", "plain")  # best first; each machine has one of the last two
+INSTRUCTION_SETS = (
+    "amx",
+    "avx512_bf16",
+    "avx512",
+    "avx2",
+    "neon",
+    "plain",
+)  # best first; each machine has one of the last two
 CAPABILITY = "ATTNKERN_CPU_CAPABILITY"  # the environment variable that names the best one to use
 TILE_ROWS = 64  # queries of a tile, at most
 WIDEST = 1 << 16  # heads
@@ -57,8 +64,9 @@ def use(instruction_set: str) -> None:
     if instruction_set not in INSTRUCTION_SETS:
         names = ", ".join(INSTRUCTION_SETS)
         raise ValueError(f"{CAPABILITY} must be one of {names}, got {instruction_set!r}")
-    allowed = (*INSTRUCTION_SETS[INSTRUCTION_SETS.index(instruction_set) :], usable()[-1])
-    _cpu.choose(next(name for name in usable() if name in allowed))
+    there = usable()
+    no_better = INSTRUCTION_SETS[INSTRUCTION_SETS.index(instruction_set) :]
+    _cpu.choose(next((name for name in no_better if name in there), there[-1]))
 
 
 def tile_rows(problem: Problem) -> int:

@@ -1,5 +1,8 @@
 """Attention-over-Attention: `attnkern::attention_over_attention` and its backward."""
 
+import functools
+from types import ModuleType
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -12,20 +15,30 @@ from attnkern.ops.vmap import fold_into_batch
 from attnkern.problem import Problem
 
 
-def describe(document, question, document_mask, question_mask, **choices) -> Problem:
-    """The `Problem` of one call: the document's words are the queries, the question's the keys."""
-    return Problem(
-        batch=document.shape[0],
-        len_q=document.shape[1],
-        len_k=question.shape[1],
-        head_dim=document.shape[2],
-        dtype=document.dtype,
-        device=document.device.type,
+def _module(tensors, backend: str | None, requires_grad: bool = False) -> ModuleType:
+    """The module of the backend that will run a call."""
+    document, question, *masks = tensors
+    masked = any(mask is not None for mask in masks)
+    kind = document.shape, question.shape[1], document.dtype, document.device, masked, backend, requires_grad
+    return _planned(library.refusals_depend_on(), *kind)
+
+
+@functools.lru_cache(maxsize=256)
+def _planned(_, document, len_q, dtype, device, masked, backend, requires_grad) -> ModuleType:
+    """The document's words are the queries of the `Problem`, the question's the keys."""
+    problem = Problem(
+        batch=document[0],
+        len_q=document[1],
+        len_k=len_q,
+        head_dim=document[2],
+        dtype=dtype,
+        device=device.type,
         scale=1.0,
-        mask=None if document_mask is None and question_mask is None else "bool",
+        mask="bool" if masked else None,
         selector="aoa",
-        **choices,
+        requires_grad=requires_grad,
     )
+    return load(f"aoa_{choose(problem, backend)}")
 
 
 def attention_over_attention(
@@ -41,8 +54,7 @@ def attention_over_attention(
 def _forward(*args):
     *tensors, keep, backend = args
     kept = _space(*tensors[:2], keep)
-    module = load(f"aoa_{choose(describe(*tensors), backend)}")
-    return *module.forward(*tensors, *[kept] * keep), kept
+    return *_module(tensors, backend).forward(*tensors, *[kept] * keep), kept
 
 
 def _fake_forward(document, question, document_mask, question_mask, keep, backend):
@@ -66,7 +78,7 @@ def _space(document: Tensor, question: Tensor, keep: bool) -> Tensor:
 
 def _backward(grad_attention, row_lse, column_lse, beta, exponentials, *inputs):
     *tensors, keep, backend = inputs
-    module = load(f"aoa_{choose(describe(*tensors, requires_grad=True), backend)}")
+    module = _module(tensors, backend, requires_grad=True)
     gradients = module.backward(grad_attention, row_lse, column_lse, beta, *tensors, *[exponentials] * keep)
     return tuple(library.like(gradient, words) for gradient, words in zip(gradients, tensors))
 

@@ -174,11 +174,12 @@ def plan(inputs: Inputs, options: tuple, backend: str | None, **choices) -> tupl
     Raises:
         UnsupportedProblem: the named backend, or every one, refuses it.
     """
-    kind = *_kind(inputs), backend, tuple(options), *choices.items()
-    try:
-        return _remembered(*kind)
-    except TypeError:  # a compiler's symbols for sizes have no hash
-        return _remembered.__wrapped__(*kind)
+    return _planned(refusals_depend_on(), *_kind(inputs), backend, tuple(options), *choices.items())
+
+
+def refusals_depend_on() -> bool:
+    """What a backend asks besides the `Problem` and its device: whether it must be deterministic."""
+    return torch.are_deterministic_algorithms_enabled()
 
 
 def describe(inputs: Inputs, options: tuple, **choices) -> Problem:
@@ -195,7 +196,7 @@ def _kind(inputs: Inputs) -> tuple:
 
 
 @functools.lru_cache(maxsize=256)
-def _remembered(*kind) -> tuple[ModuleType, Problem]:
+def _planned(_, *kind) -> tuple[ModuleType, Problem]:
     """To find them takes as long as a small kernel."""
     *kind_of_tensors, backend, options = kind[:10]
     problem = _problem(*kind_of_tensors, options, **dict(kind[10:]))

@@ -1,6 +1,14 @@
 // The Python module: fills the call, runs it without Python's lock.
 #include <pybind11/stl.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 #include <array>
 #include <stdexcept>
 #include <string>
@@ -11,6 +19,12 @@
 namespace py = pybind11;
 
 #if defined(__x86_64__)
+namespace amx {
+extern const Kernels kernels;
+}
+namespace avx512_bf16 {
+extern const Kernels kernels;
+}
 namespace avx512 {
 extern const Kernels kernels;
 }
@@ -27,14 +41,33 @@ extern const Kernels kernels;
 
 namespace {
 
+#if defined(__x86_64__)
+// Whether there is one that multiplies bfloat16; the system has to be asked for it.
+bool has_matrix_unit() {
+#if defined(__linux__)
+    constexpr int REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    unsigned eax, ebx, ecx, edx;
+    const bool has_bf16 = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx >> 22 & 1) && (edx >> 24 & 1);
+    return has_bf16 && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+#else
+    return false;
+#endif
+}
+#endif
+
 // Those that this machine can run, best first.
 std::vector<const Kernels*> usable() {
     std::vector<const Kernels*> found;
 #if defined(__x86_64__)
     const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        found.push_back(&avx512::kernels);
+    const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    const bool has_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
+    const bool fast_bf16 = has_bf16 && __builtin_cpu_is("amd");  // Intel's take twice as long as widened numbers
+    if (has_bf16 && has_matrix_unit()) found.push_back(&amx::kernels);
+    if (has_bf16 && fast_bf16) found.push_back(&avx512_bf16::kernels);
+    if (has_avx512) found.push_back(&avx512::kernels);
+    if (has_bf16 && !fast_bf16) found.push_back(&avx512_bf16::kernels);
     if (has_avx2) found.push_back(&avx2::kernels);
 #endif
     found.push_back(&plain::kernels);

@@ -46,6 +46,7 @@ INLINE Floats splat(float number) { return number - Floats{}; }
 INLINE Ints splat(int32_t number) { return number - Ints{}; }
 
 INLINE Floats as_floats(Ints ints) { return load_as<Floats>(reinterpret_cast<const int32_t*>(&ints)); }
+INLINE Ints bits_of(Floats floats) { return load_as<Ints>(reinterpret_cast<const float*>(&floats)); }
 
 // The second where one is NaN.
 INLINE Floats max(Floats a, Floats b) {

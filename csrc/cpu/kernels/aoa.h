@@ -1,10 +1,12 @@
 // Attention-over-Attention (Cui et al. 2017, arXiv 1607.04423): of the scores M = document question^T, the softmax of
-// each column over the document and of each row over the question, with M as tiles of document words by the whole question
-// (lanes). Words that a mask hides are left out. Backward: with A and B the softmax of M's columns and rows,
+// each column over the document and of each row over the question, with M as tiles of the whole question by document
+// words (lanes). Words that a mask hides are left out. Backward: with A and B the softmax of M's columns and rows,
 // g = A^T grad and h = B g, dM = A beta (grad - g) + B (g - h) / n, n the number of document words.
 #pragma once
-#include "../online_softmax.h"
+#include "../lanes.h"
 #include "../parallel.h"
+#include "../product.h"
+#include "../row_tile.h"
 
 namespace ISA {
 
@@ -36,19 +38,20 @@ struct WordList {
 class Pair {
   public:
     WordList words, asked;
-    int padded, width;  // features, and words of the question, to a multiple of LANES
+    int padded;  // features, to a multiple of LANES
 
     Pair(const AoaCall& call, int64_t b)
         : words(call.document_mask ? call.document_mask + b * call.len_d : nullptr, call.len_d),
           asked(call.question_mask ? call.question_mask + b * call.len_q : nullptr, call.len_q),
           padded(round_up(call.features, LANES)),
-          width(round_up(asked.count, LANES)),
           call(call),
           b(b),
+          width(round_up(asked.count, LANES)),
           question(floats(width * padded)),
           turned(room(width * padded)),
           copy(floats(direct() ? 0 : TILE_ROWS * padded)),
-          space(room((call.kept || !stores() ? 1 : tiles()) * TILE_ROWS * width)) {
+          by_word(floats(TILE_ROWS * width)),
+          space(room((stores() ? tiles() : 1) * TILE_ROWS * width)) {
         for (int64_t j = 0; j < asked.count; ++j)
             widen(question.get() + j * padded, call.question.at(b, 0, asked.place[j]), call.question.strides[3],
                   call.features, call.question.number);
@@ -60,6 +63,7 @@ class Pair {
         const int64_t left = words.count - tile * TILE_ROWS;
         return static_cast<int>(left < TILE_ROWS ? left : TILE_ROWS);
     }
+    int lanes(int64_t tile) const { return round_up(count(tile), LANES); }
     int64_t word(int64_t tile, int i) const { return words.place[tile * TILE_ROWS + i]; }
     Rows questions() const { return {question.get(), padded}; }
 
@@ -71,26 +75,25 @@ class Pair {
             widen(copy.get() + i * padded, from.at(b, 0, word(tile, i)), from.strides[3], call.features, from.number);
         return {copy.get(), padded};
     }
-    // The scores (document word, lane) of a tile; -inf in lanes without a word. again: after the first time, when they
-    // may have been kept.
-    float* scores(int64_t tile, bool again) const {
-        float* found = space.get() + (stores() && !call.kept ? tile : 0) * TILE_ROWS * width;
-        float* kept = call.kept ? call.kept + (b * call.len_d + tile * TILE_ROWS) * call.len_q : nullptr;
-        if (again && kept) {
-            for (int i = 0; i < count(tile); ++i)
-                std::memcpy(found + i * width, kept + i * call.len_q, asked.count * sizeof(float));
-        } else if (!again || !stores()) {
-            const Rows rows = document(tile);
-            product({rows.data, rows.row, 1}, {turned.get(), width}, {found, width}, count(tile), width, call.features,
-                    Bounded{});
-        } else {
-            return found;
-        }
-        for (int i = 0; i < count(tile); ++i) {
-            if (kept && !again) std::memcpy(kept + i * call.len_q, found + i * width, asked.count * sizeof(float));
-            for (int j = static_cast<int>(asked.count); j < width; ++j) found[i * width + j] = -INFINITY;
-        }
-        return found;
+    // The scores of a tile, `TILE_ROWS` lanes for each word of the question; -inf in lanes without a word.
+    const float* find_scores(int64_t tile) const {
+        const Rows rows = document(tile);
+        product({rows.data, rows.row, 1}, {turned.get(), width}, {by_word.get(), width}, count(tile), width,
+                call.features, Bounded{});
+        return turn_scores(tile);
+    }
+    // The same once more, found anew where they take too much memory to be stored.
+    const float* scores(int64_t tile) const { return stores() ? scores_of(tile) : find_scores(tile); }
+
+    // From forward to backward, (document word, question word).
+    void keep_scores(int64_t tile) const {
+        for (int i = 0; i < count(tile); ++i)
+            std::memcpy(kept(tile, i), by_word.get() + i * width, asked.count * sizeof(float));
+    }
+    const float* kept_scores(int64_t tile) const {
+        for (int i = 0; i < count(tile); ++i)
+            std::memcpy(by_word.get() + i * width, kept(tile, i), asked.count * sizeof(float));
+        return turn_scores(tile);
     }
 
   private:
@@ -100,40 +103,73 @@ class Pair {
     };
     const AoaCall& call;
     int64_t b;
-    Memory question, turned, copy, space;
+    int width;  // words of the question, to a multiple of LANES
+    Memory question, turned, copy, by_word, space;
 
     bool direct() const {
         const Tensor& from = call.document;
         return from.number == Number::float32 && from.strides[3] == 1 && padded == call.features && !call.document_mask;
     }
-    // Scores take no more memory than the document: they are not computed twice.
+    // They take no more memory than the document: they are not computed twice.
     bool stores() const { return call.len_q * 4 <= call.features * bytes(call.document.number); }
+    float* scores_of(int64_t tile) const { return space.get() + (stores() ? tile : 0) * TILE_ROWS * width; }
+    float* kept(int64_t tile, int i) const { return call.kept + (b * call.len_d + tile * TILE_ROWS + i) * call.len_q; }
+    const float* turn_scores(int64_t tile) const {
+        float* scores = scores_of(tile);
+        transpose(scores, TILE_ROWS, by_word.get(), width, lanes(tile), width);
+        for (int64_t j = 0; j < asked.count; ++j)
+            for (int i = count(tile); i < lanes(tile); ++i) scores[j * TILE_ROWS + i] = -INFINITY;
+        return scores;
+    }
 };
 
-// The exponentials of a row of scores, relative to the highest; returns their sum.
-INLINE float row_exponentials(const float* scores, int width, float* found, float& top) {
-    Floats highest = splat(-LARGEST), sum = {};
-    for (int j = 0; j < width; j += LANES) highest = max(load(scores + j), highest);
-    top = highest_of(highest);
-    for (int j = 0; j < width; j += LANES) {
-        const Floats one = exp(load(scores + j) - top);
-        store(found + j, one);
-        sum += one;
+// A sum over the document for each word of the question: of the words in the same lane of every tile, and of all.
+struct DocumentSums {
+    std::unique_ptr<double[]> sums;
+
+    explicit DocumentSums(int64_t count) : sums(new double[count * LANES]()) {}
+    INLINE void add(int64_t j, Floats more, Floats shrink = splat(1.0f)) {
+        using Doubles = double __attribute__((vector_size(LANES * 8)));
+        double* place = sums.get() + j * LANES;
+        Doubles sum;
+        std::memcpy(&sum, place, sizeof sum);
+        sum = sum * __builtin_convertvector(shrink, Doubles) + __builtin_convertvector(more, Doubles);
+        std::memcpy(place, &sum, sizeof sum);
     }
-    const float total = sum_of(sum);
-    return total == 0 ? 1 : total;
-}
+    double total(int64_t j) const {
+        double found = 0;
+        for (int lane = 0; lane < LANES; ++lane) found += sums[j * LANES + lane];
+        return found;
+    }
+};
 
-// Sums over the document, one for each word of the question: of a tile in float32, of all in float64.
-struct ColumnSums {
-    Memory tile;
-    std::unique_ptr<double[]> total;
-    int width;
+// The softmax over the question of each document word of a tile.
+struct QuestionSoftmax {
+    Memory exponentials;  // (question word, lane)
+    alignas(ALIGNMENT) float top[TILE_ROWS], total[TILE_ROWS], inverse[TILE_ROWS];
 
-    explicit ColumnSums(int width) : tile(floats(width)), total(new double[width]()), width(width) {}
-    INLINE void add(int j, Floats more) { store(tile.get() + j, load(tile.get() + j) + more); }
-    void end_tile() {
-        for (int j = 0; j < width; ++j) total[j] += tile.get()[j], tile.get()[j] = 0;
+    explicit QuestionSoftmax(int64_t count) : exponentials(room(count * TILE_ROWS)) {}
+    INLINE Floats exponential(int64_t j, int lane) const { return load(exponentials.get() + j * TILE_ROWS + lane); }
+    void find(const float* scores, int64_t count, int lanes) {
+        by_lanes(lanes, [&](auto V, int lane) {
+            Floats highest[V], sum[V] = {};
+            for (int v = 0; v < V; ++v) highest[v] = splat(-LARGEST);
+            for (int64_t j = 0; j < count; ++j)
+                for (int v = 0; v < V; ++v)
+                    highest[v] = max(load(scores + j * TILE_ROWS + lane + v * LANES), highest[v]);
+            for (int64_t j = 0; j < count; ++j)
+                for (int v = 0; v < V; ++v) {
+                    const int64_t at = j * TILE_ROWS + lane + v * LANES;
+                    const Floats one = exp(load(scores + at) - highest[v]);
+                    store(exponentials.get() + at, one);
+                    sum[v] += one;
+                }
+            for (int v = 0; v < V; ++v) {
+                const int i = lane + v * LANES;
+                const Floats whole = sum[v] == 0.0f ? splat(1.0f) : sum[v];
+                store(top + i, highest[v]), store(total + i, whole), store(inverse + i, 1 / whole);
+            }
+        });
     }
 };
 
@@ -146,58 +182,60 @@ inline void aoa_forward_pair(const AoaCall& call, const AoaForward& results, int
     for (int64_t j = 0; j < call.len_q; ++j) column_lse[j] = beta[j] = 0;
     const Pair pair(call, b);
     if (pair.empty()) return;
-    const int width = pair.width;
-    const Memory tops = floats(width, -LARGEST), weights = floats(width), row = floats(width);
-    float* top = tops.get();
-    ColumnSums masses(width), shares(width);
+    const int64_t asked = pair.asked.count;
+    const Memory tops = floats(asked * LANES, -LARGEST), weights = floats(asked);
+    DocumentSums masses(asked), shares(asked);
+    QuestionSoftmax rows(asked);
     for (int64_t tile = 0; tile < pair.tiles(); ++tile) {
-        const int count = pair.count(tile);
-        const float* scores = pair.scores(tile, false);
-        for (int j = 0; j < width; j += LANES) {
-            Floats highest = load(top + j), several[4] = {highest, highest, highest, highest}, mass[4] = {};
-            int i = 0;
-            for (; i + 4 <= count; i += 4)
-                for (int k = 0; k < 4; ++k) several[k] = max(load(scores + (i + k) * width + j), several[k]);
-            for (; i < count; ++i) highest = max(load(scores + i * width + j), highest);
-            for (int k = 0; k < 4; ++k) highest = max(several[k], highest);
-            const Floats shrink = exp(load(top + j) - highest);
-            for (int lane = 0; lane < LANES; ++lane) masses.total[j + lane] *= shrink[lane];
-            store(top + j, highest);
-            for (i = 0; i + 4 <= count; i += 4)
-                for (int k = 0; k < 4; ++k) mass[k] += exp(load(scores + (i + k) * width + j) - highest);
-            for (; i < count; ++i) mass[0] += exp(load(scores + i * width + j) - highest);
-            masses.add(j, mass[0] + mass[1] + (mass[2] + mass[3]));
+        const int lanes = pair.lanes(tile);
+        const float* scores = pair.find_scores(tile);
+        if (call.kept) pair.keep_scores(tile);
+        rows.find(scores, asked, lanes);
+        for (int64_t j = 0; j < asked; ++j) {
+            const float* column = scores + j * TILE_ROWS;
+            float* top = tops.get() + j * LANES;
+            const Floats before = load(top);
+            Floats highest = before, mass = {}, share = {};
+            for (int i = 0; i < lanes; i += LANES) highest = max(load(column + i), highest);
+            for (int i = 0; i < lanes; i += LANES) {
+                mass += exp(load(column + i) - highest);
+                share += rows.exponential(j, i) * load(rows.inverse + i);
+            }
+            store(top, highest);
+            masses.add(j, mass, exp(before - highest)), shares.add(j, share);
         }
-        for (int i = 0; i < count; ++i) {
-            float above;
-            const float total = row_exponentials(scores + i * width, width, row.get(), above);
-            row_lse[pair.word(tile, i)] = above + std::log(total);
-            for (int j = 0; j < width; j += LANES) shares.add(j, load(row.get() + j) / total);
-        }
-        masses.end_tile(), shares.end_tile();
+        for (int i = 0; i < pair.count(tile); ++i) row_lse[pair.word(tile, i)] = rows.top[i] + std::log(rows.total[i]);
     }
-    for (int64_t j = 0; j < pair.asked.count; ++j) {
-        const double share = shares.total[j] / pair.words.count, whole = masses.total[j] == 0 ? 1 : masses.total[j];
-        column_lse[pair.asked.place[j]] = static_cast<float>(top[j] + std::log(whole));
+    for (int64_t j = 0; j < asked; ++j) {
+        float* top = tops.get() + j * LANES;
+        const float highest = highest_of(load(top));
+        masses.add(j, Floats{}, exp(load(top) - highest));
+        const double share = shares.total(j) / pair.words.count, mass = masses.total(j), whole = mass == 0 ? 1 : mass;
+        column_lse[pair.asked.place[j]] = static_cast<float>(highest + std::log(whole));
         beta[pair.asked.place[j]] = static_cast<float>(share);
         weights.get()[j] = static_cast<float>(share / whole);
+        top[0] = highest;
     }
+    alignas(ALIGNMENT) float attention[TILE_ROWS];
     for (int64_t tile = 0; tile < pair.tiles(); ++tile) {
-        const float* scores = pair.scores(tile, true);
-        for (int i = 0; i < pair.count(tile); ++i) {
-            Floats found = {};
-            for (int j = 0; j < width; j += LANES)
-                found += exp(load(scores + i * width + j) - load(top + j)) * load(weights.get() + j);
-            const float attention = sum_of(found);
-            narrow(results.attention.at(b, 0, 0) + pair.word(tile, i) * size, &attention, 1, 1,
+        const float* scores = pair.scores(tile);
+        by_lanes(pair.lanes(tile), [&](auto V, int lane) {
+            Floats found[V] = {};
+            for (int64_t j = 0; j < asked; ++j)
+                for (int v = 0; v < V; ++v)
+                    found[v] +=
+                        exp(load(scores + j * TILE_ROWS + lane + v * LANES) - tops.get()[j * LANES]) * weights.get()[j];
+            for (int v = 0; v < V; ++v) store(attention + lane + v * LANES, found[v]);
+        });
+        for (int i = 0; i < pair.count(tile); ++i)
+            narrow(results.attention.at(b, 0, 0) + pair.word(tile, i) * size, attention + i, 1, 1,
                    results.attention.number);
-        }
     }
 }
 
 inline void aoa_backward_pair(const AoaCall& call, const AoaBackward& given, int64_t b) {
     const Pair pair(call, b);
-    const int padded = pair.padded, width = pair.width;
+    const int padded = pair.padded;
     const auto put = [&](const Tensor& to, int64_t word, const float* from) {
         narrow(to.at(b, 0, word), from, to.strides[3], call.features, to.number);
     };
@@ -208,61 +246,69 @@ inline void aoa_backward_pair(const AoaCall& call, const AoaBackward& given, int
         put(given.grad_question, j, zero.get());
     if (pair.empty()) return;
 
-    const auto grad_of = [&](int64_t tile, int i) {
-        float found;
-        const int64_t place = pair.word(tile, i) * given.grad.strides[3] * bytes(given.grad.number);
-        widen(&found, given.grad.at(b, 0, 0) + place, 1, 1, given.grad.number);
-        return found;
-    };
-    const Memory columns = floats(width), weights = floats(width), means = floats(width), row = floats(width);
-    for (int64_t j = 0; j < pair.asked.count; ++j)
-        columns.get()[j] = given.column_lse[b * call.len_q + pair.asked.place[j]];
-    ColumnSums masses(width), gradients(width);
-    for (int64_t tile = 0; tile < pair.tiles(); ++tile) {
-        const float* scores = pair.scores(tile, call.kept != nullptr);
-        for (int i = 0; i < pair.count(tile); ++i) {
-            const float grad = grad_of(tile, i);
-            for (int j = 0; j < width; j += LANES) {
-                const Floats one = exp(load(scores + i * width + j) - load(columns.get() + j));
-                masses.add(j, one), gradients.add(j, one * grad);
-            }
+    alignas(ALIGNMENT) float grad[TILE_ROWS] = {};
+    const auto fetch_grad = [&](int64_t tile) {
+        for (int i = 0; i < pair.lanes(tile); ++i) {
+            grad[i] = 0;
+            if (i >= pair.count(tile)) continue;
+            const int64_t place = pair.word(tile, i) * given.grad.strides[3] * bytes(given.grad.number);
+            widen(grad + i, given.grad.at(b, 0, 0) + place, 1, 1, given.grad.number);
         }
-        masses.end_tile(), gradients.end_tile();
+    };
+    const int64_t asked = pair.asked.count;
+    const Memory columns = floats(asked), weights = floats(asked), means = floats(asked);
+    for (int64_t j = 0; j < asked; ++j) columns.get()[j] = given.column_lse[b * call.len_q + pair.asked.place[j]];
+    DocumentSums masses(asked), gradients(asked);
+    for (int64_t tile = 0; tile < pair.tiles(); ++tile) {
+        const float* scores = call.kept ? pair.kept_scores(tile) : pair.find_scores(tile);
+        fetch_grad(tile);
+        for (int64_t j = 0; j < asked; ++j) {
+            Floats mass = {}, gradient = {};
+            for (int i = 0; i < pair.lanes(tile); i += LANES) {
+                const Floats one = exp(load(scores + j * TILE_ROWS + i) - columns.get()[j]);
+                mass += one, gradient += one * load(grad + i);
+            }
+            masses.add(j, mass), gradients.add(j, gradient);
+        }
     }
     // the lse was rounded: its softmax adds up to not quite 1
-    for (int64_t j = 0; j < pair.asked.count; ++j) {
-        const double whole = masses.total[j] == 0 ? 1 : masses.total[j];
-        means.get()[j] = static_cast<float>(gradients.total[j] / whole);
+    for (int64_t j = 0; j < asked; ++j) {
+        const double mass = masses.total(j), whole = mass == 0 ? 1 : mass;
+        means.get()[j] = static_cast<float>(gradients.total(j) / whole);
         weights.get()[j] = static_cast<float>(given.beta[b * call.len_q + pair.asked.place[j]] / whole);
     }
-    const Memory sums = floats(pair.asked.count * padded), found = room(TILE_ROWS * padded);
-    const Memory changes = room(TILE_ROWS * width);  // dM
+    const Memory sums = floats(asked * padded), found = room(TILE_ROWS * padded);
+    const Memory changes = room(asked * TILE_ROWS);  // dM
+    QuestionSoftmax rows(asked);
     const float share = 1.0f / static_cast<float>(pair.words.count);
     for (int64_t tile = 0; tile < pair.tiles(); ++tile) {
         const int count = pair.count(tile);
-        const float* scores = pair.scores(tile, true);
-        for (int i = 0; i < count; ++i) {
-            float above;
-            const float inverse = 1 / row_exponentials(scores + i * width, width, row.get(), above);
-            const float grad = grad_of(tile, i);
-            Floats expected = {};
-            for (int j = 0; j < width; j += LANES) expected += load(row.get() + j) * load(means.get() + j);
-            const float mean = sum_of(expected) * inverse;  // h
-            for (int j = 0; j < width; j += LANES) {
-                const Floats by_column = exp(load(scores + i * width + j) - load(columns.get() + j));
-                const Floats of_column = by_column * load(weights.get() + j) * (grad - load(means.get() + j));
-                const Floats of_row = load(row.get() + j) * (inverse * share) * (load(means.get() + j) - mean);
-                store(changes.get() + i * width + j, of_column + of_row);
-            }
-        }
-        product({changes.get(), width, 1}, pair.questions(), {found.get(), padded}, count, padded, pair.asked.count,
+        const float* scores = pair.scores(tile);
+        fetch_grad(tile);
+        rows.find(scores, asked, pair.lanes(tile));
+        by_lanes(pair.lanes(tile), [&](auto V, int lane) {
+            Floats mean[V] = {};  // h
+            for (int64_t j = 0; j < asked; ++j)
+                for (int v = 0; v < V; ++v) mean[v] += rows.exponential(j, lane + v * LANES) * means.get()[j];
+            for (int v = 0; v < V; ++v) mean[v] *= load(rows.inverse + lane + v * LANES);
+            for (int64_t j = 0; j < asked; ++j)
+                for (int v = 0; v < V; ++v) {
+                    const int i = lane + v * LANES;
+                    const float expected = means.get()[j];
+                    const Floats by_column = exp(load(scores + j * TILE_ROWS + i) - columns.get()[j]);
+                    const Floats of_column = by_column * weights.get()[j] * (load(grad + i) - expected);
+                    const Floats of_row =
+                        rows.exponential(j, i) * (load(rows.inverse + i) * share) * (expected - mean[v]);
+                    store(changes.get() + j * TILE_ROWS + i, of_column + of_row);
+                }
+        });
+        product({changes.get(), 1, TILE_ROWS}, pair.questions(), {found.get(), padded}, count, padded, asked,
                 Scaled{1});
         for (int i = 0; i < count; ++i) put(given.grad_document, pair.word(tile, i), found.get() + i * padded);
-        product({changes.get(), 1, width}, pair.document(tile), {sums.get(), padded}, pair.asked.count, padded, count,
+        product({changes.get(), TILE_ROWS, 1}, pair.document(tile), {sums.get(), padded}, asked, padded, count,
                 Added{});
     }
-    for (int64_t j = 0; j < pair.asked.count; ++j)
-        put(given.grad_question, pair.asked.place[j], sums.get() + j * padded);
+    for (int64_t j = 0; j < asked; ++j) put(given.grad_question, pair.asked.place[j], sums.get() + j * padded);
 }
 
 inline void aoa_forward(const AoaCall& call, const AoaForward& results) {

@@ -7,6 +7,7 @@
 #include "../activation.h"
 #include "../factors.h"
 #include "../online_softmax.h"
+#include "../pairs.h"
 
 namespace ISA {
 
@@ -15,7 +16,8 @@ class ForwardTile {
   public:
     static size_t size(const Call& call) {
         return TileRows::size(call.head_dim) + TileRows::size(call.value_dim) + KeyTiles::size(call.head_dim) +
-               KeyTiles::size(call.value_dim) + MaskTile::SIZE + TILE_KEYS * TILE_ROWS * sizeof(float);
+               KeyTiles::size(call.value_dim) + PairTiles::size(call) + MaskTile::SIZE +
+               TILE_KEYS * TILE_ROWS * sizeof(float);
     }
     ForwardTile(Scratch& scratch, const Call& call, const Sequence& sequence, const RowTile& tile)
         : call(call),
@@ -25,6 +27,7 @@ class ForwardTile {
           output(scratch, call.value_dim),
           keys(scratch, call.key, call.head_dim),
           values(scratch, call.value, call.value_dim),
+          pairs(scratch, call),
           mask(scratch, call.mask),
           gaussians(call, sequence, tile),
           factors(call, tile, gaussians),
@@ -34,7 +37,9 @@ class ForwardTile {
 
     void meet(KeyRanges ranges) {
         query.fetch(tile, sequence, call.query, call.head_dim);
+        const MatrixUnit unit;
         const bool few = tile.count <= FEW;
+        if (PairTiles::serve(call)) pairs.fetch_query(query, tile.width);
         if (few) std::memset(output.rows, 0, tile.width * output.padded * sizeof(float));
         for (const KeyRange range : ranges) {
             if (!mask.fetch(tile, range.begin, range.end)) continue;
@@ -92,6 +97,7 @@ class ForwardTile {
     const RowTile& tile;
     TileRows query, output;
     KeyTiles keys, values;
+    PairTiles pairs;
     MaskTile mask;
     Gaussians gaussians;
     Factors factors;
@@ -99,17 +105,27 @@ class ForwardTile {
     OnlineSoftmax online;
 
     void multiply_keys(KeyRange range) {
+        if (PairTiles::serve(call))
+            return pairs.find_scores(sequence, tile.kv_head, range, mask.seen(), scores, tile.width,
+                                     Scaled{call.scale});
         const Strided key = keys.fetch(sequence, tile.kv_head, range.begin, range.end, mask.seen());
         product(key, {query.lanes, tile.width}, {scores, tile.width}, range.count(), tile.width, call.head_dim,
                 Scaled{call.scale});
     }
     void add_values(KeyRange range) {
-        const Strided value = values.fetch(sequence, tile.kv_head, range.begin, range.end, mask.seen()).transposed();
-        const Rows weights = {scores, tile.width}, sums = {output.lanes, tile.width};
         if (call.softmax())
-            product(value, weights, sums, call.value_dim, tile.width, range.count(), AddedToScaled{online.decay});
+            add_values(range, AddedToScaled{online.decay});
         else
-            product(value, weights, sums, call.value_dim, tile.width, range.count(), Added{});
+            add_values(range, Added{});
+    }
+    template <class Finish>
+    void add_values(KeyRange range, const Finish& finish) {
+        if (PairTiles::serve(call))
+            return pairs.add_values(sequence, tile.kv_head, range, mask.seen(), scores, output.lanes, tile.width,
+                                    finish);
+        const Strided value = values.fetch(sequence, tile.kv_head, range.begin, range.end, mask.seen()).transposed();
+        product(value, {scores, tile.width}, {output.lanes, tile.width}, call.value_dim, tile.width, range.count(),
+                finish);
     }
 
     // So few queries leave most lanes empty: vectors go along the features, and keys and values are read once, in order.
