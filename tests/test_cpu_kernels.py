@@ -216,7 +216,8 @@ def test_the_environment_names_the_instructions():
 
     done = run("plain")
     assert done.stdout.strip() == backend.usable()[-1], done.stderr
-    assert run("mmx").stderr.splitlines()[-1].endswith(f"must be one of {', '.join(backend.INSTRUCTION_SETS)}, got 'mmx'")
+    message = run("mmx").stderr.splitlines()[-1]
+    assert message.endswith(f"must be one of {', '.join(backend.INSTRUCTION_SETS)}, got 'mmx'")
     for name in backend.INSTRUCTION_SETS:
         backend.use(name)
         assert backend.in_use() == (name if name in backend.usable() else backend.usable()[-1])
