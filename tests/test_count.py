@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attnkern
 from attnkern import AuxRequest, Problem, mac
-from attnkern.backends import sdpa, tiles
+from attnkern.backends import tiles
 from attnkern.philox import SAMPLE_BLOCK
 from attnkern.problem import Inputs
 from attnkern.reference import _allowed
@@ -235,7 +235,6 @@ def test_torch_counts_the_same_through_a_module(need_weights):
 
 def test_the_tiles_of_the_blocked_backend(monkeypatch):
     """Every product of a score tile, as the walk makes them."""
-    monkeypatch.setattr(sdpa, "suits", lambda problem: False)
     made = []
     score_tile = tiles.Tile.__init__
 

@@ -5,7 +5,6 @@ import torch
 
 import attnkern
 from attnkern import AuxRequest, Problem, UnsupportedProblem
-from attnkern.backends import simpler
 from attnkern.budget import Budget
 from tests.cases import CPU, check_results
 
@@ -158,19 +157,6 @@ def test_poisoned_neighbours():
             tensors[1][LENGTHS[1][0] : last], tensors[2][LENGTHS[1][0] : last] = float("nan"), float("nan")
             found = attnkern.global_attention(*tensors, **options(backend=backend))
         assert torch.equal(found[:first], clean[:first]) and torch.equal(found[-20:], clean[-20:])
-
-
-def test_training_is_not_simplified(monkeypatch):
-    """A backward recomputes the weights as the forward made them; what only looks ahead may go another way."""
-    called, in_sight = [], simpler.in_sight
-    monkeypatch.setattr(simpler, "in_sight", lambda *call: (called.append(call), in_sight(*call))[1])
-    tensors = packed()
-    attnkern.global_attention(*tensors, **options(is_causal=True, backend="blocked")).sum().backward()
-    assert called == []
-    with torch.no_grad():
-        detached = [tensor.detach() for tensor in tensors]
-        attnkern.global_attention(*detached, **options(is_causal=True, backend="blocked"))
-    assert len(called) == len(LENGTHS[0])
 
 
 def test_nested():

@@ -1,7 +1,6 @@
 """Every operation in O(L) memory with torch alone, on any device and in any dtype.
 
-The same tile walk serves the forward passes, the weights, the backward and the sampler. Global
-attention goes to torch's own fused kernel where that computes the same thing.
+The same tile walk serves the forward passes, the weights, the backward and the sampler.
 """
 
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from attnkern.backends import centered, online, sampler, sdpa, sequences, simpler, sparse, unnormalised
+from attnkern.backends import centered, online, sampler, sequences, sparse, unnormalised
 from attnkern.backends.online import FAR
 from attnkern.backends.tiles import NEG_INF, Block, Tile, blocks
 from attnkern.problem import Gradients, Inputs, Problem, new_output
@@ -29,22 +28,8 @@ def refuses(problem: Problem) -> str | None:
 
 def softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Output `(B, H, Lq, Ev)` and lse `(B, H, Lq)`."""
-    run = _softmax if inputs.requires_grad else _simpler_softmax  # a backward recomputes the weights its own way
-    return sequences.softmax(run, problem, inputs) if problem.packed else run(problem, inputs)
-
-
-def _simpler_softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    problem, inputs = simpler.in_sight(*simpler.one_offset(problem, inputs))
-    if (stacked := simpler.heads_as_rows(problem, inputs)) is not None and sdpa.can_run(*stacked):
-        return simpler.rows_as_heads(problem, inputs, *_softmax(*stacked))
-    return _softmax(problem, inputs)
-
-
-def _softmax(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    if sdpa.can_run(problem, inputs):
-        output, lse = sdpa.forward(problem, inputs)
-        if sdpa.is_sound(lse):
-            return output, lse
+    if problem.packed:
+        return sequences.softmax(softmax, problem, inputs)
     output = new_output(inputs.query, inputs.value)
     lse = inputs.query.new_empty(output.shape[:-1], dtype=problem.compute_dtype)
     for block in _walk(problem, inputs):
@@ -66,7 +51,6 @@ def weights(problem: Problem, inputs: Inputs, lse: Tensor) -> Tensor:
     """Attention weights after dropout: `(B, H, Lq, Lk)`, or their mean over heads `(B, Lq, Lk)`."""
     if problem.packed:
         return sequences.weights(weights, problem, inputs, lse)
-    problem, inputs = simpler.one_offset(problem, inputs)
     mean = problem.weights == "mean"
     shape = (problem.batch, 1 if mean else problem.heads, problem.len_q, problem.len_k)
     result = inputs.query.new_zeros(shape, dtype=problem.compute_dtype if mean else problem.dtype)
@@ -110,10 +94,6 @@ def backward(
     if problem.packed:
         given = {"grad_output": grad_output, "output": output, "grad_weights": grad_weights, "row": row}
         return sequences.backward(backward, problem, inputs, lse, needs_mask, **given, entropy=entropy)
-    only_output = row is None and not needs_mask and output is not None and grad_output is not None
-    if only_output and sdpa.can_run(problem, inputs) and sdpa.is_sound(lse, sdpa.LARGEST):
-        return sdpa.backward(problem, inputs, output, lse, grad_output)
-
     dtype, device = problem.compute_dtype, inputs.key.device
     grad_query = torch.empty_like(inputs.query)
     grad_key = torch.zeros(inputs.key.shape, dtype=dtype, device=device)
@@ -152,7 +132,6 @@ def sample(problem: Problem, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Te
     """One pass over the keys: output, index, score (each `(S, B, H, Lq, ...)`), lse, entropy."""
     if problem.packed:
         return sequences.sample(sample, problem, inputs)
-    problem, inputs = simpler.one_offset(problem, inputs)
     index, *rest = sampler.draw(problem, inputs, _walk(problem, inputs))
     return sparse.gather(inputs, index), index, *rest
 

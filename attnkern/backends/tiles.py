@@ -4,7 +4,7 @@ Only tiles that the prior admits are visited, so the cost follows the window.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import torch
@@ -135,21 +135,21 @@ class Block:
             self._bands[shape] = band.masked_fill_(outside, NEG_INF).repeat(self.problem.group, 1)
         return self._bands[shape]
 
-    def take_band(self, keys: tuple[int, int]) -> Tensor | None:
-        """The memory of a band that nobody needs any more; None if others do."""
-        return None
-
     def reached(self, keys: tuple[int, int], bias: Tensor | None) -> Tensor | None:
         """Keys of a tile that some query may look at: bool `(n, keys, 1)`; None for all."""
         if bias is None:
             return None
-        problem, band = self.problem, self.band(keys)
+        band = self.band(keys)
         if band is not None:
             bias = bias + band[: self.rows[1] - self.rows[0]]
-        reached = (bias > NEG_INF).any(2)
-        batch, heads = self.batch.stop - self.batch.start, self.heads.stop - self.heads.start
-        reached = reached.expand(batch, heads * problem.group, keys[1] - keys[0])
-        return reached.unflatten(1, (heads, problem.group)).any(2).flatten(0, 1).unsqueeze(-1)
+        return self._of_keys(bias > NEG_INF)
+
+    def _of_keys(self, seen: Tensor) -> Tensor:
+        """Of what some queries `(batch | 1, heads | 1, rows | 1, keys | 1)` see, what any of their key head's does."""
+        group = self.problem.group
+        batch, heads, keys = self.batch.stop - self.batch.start, self.heads.stop - self.heads.start, seen.shape[3]
+        reached = seen.any(2).expand(batch, heads * group, keys)
+        return reached.unflatten(1, (heads, group)).any(2).flatten(0, 1).unsqueeze(-1)
 
 
 class Tile:
@@ -184,7 +184,7 @@ class Tile:
             space = query.new_empty(query.shape[0], query.shape[1], key.shape[2])
             self.scores = space.baddbmm_(query, key, beta=0, alpha=problem.scale)
         else:  # the product adds the band at no cost
-            self.scores = torch.baddbmm(band, query, key, alpha=problem.scale, out=block.take_band(keys))
+            self.scores = torch.baddbmm(band, query, key, alpha=problem.scale)
         if bias is not None:
             block.as_heads(self.scores).add_(bias)
         if hidden is not None:
@@ -260,7 +260,7 @@ def key_tiles(begin: int, end: int, align: int = 1) -> range:
     return range(begin, end, max(1, -(-(end - begin) // (tiles * align))) * align)
 
 
-def blocks(problem: Problem, inputs: Inputs) -> Iterator[Block]:
+def blocks(problem: Problem, inputs: Inputs, make: Callable[..., Block] = Block) -> Iterator[Block]:
     """Every block of the problem."""
     if 0 in (problem.batch, problem.heads, problem.len_q):
         return
@@ -274,4 +274,4 @@ def blocks(problem: Problem, inputs: Inputs) -> Iterator[Block]:
             offset = problem.query_offset if offsets is None else offsets[b]
             for row in range(0, problem.len_q, rows):
                 own = row, min(row + rows, problem.len_q)
-                yield Block(problem, inputs, batch, heads, own, offset, bands)
+                yield make(problem, inputs, batch, heads, own, offset, bands)

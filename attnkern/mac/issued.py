@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from attnkern.backends import hopper, sdpa, tiles, tuning
+from attnkern.backends import hopper, tiles, tuning
 from attnkern.backends.choose import load
 from attnkern.mac import steps
 from attnkern.philox import SAMPLE_BLOCK
@@ -69,12 +69,6 @@ def _reference(problem: Problem, operation: Operation, sources: Sources) -> list
 
 def _blocked(problem: Problem, operation: Operation, sources: Sources) -> list[Pass]:
     score, value = problem.head_dim, problem.value_dim
-    plain_backward = operation == "backward" and problem.selector not in HARD and sources == Sources(output=True)
-    if sdpa.suits(problem) and (operation == "softmax" or plain_backward):
-        skips = problem.causal and sdpa.is_plain(problem)
-        seen = dataclasses.replace(problem, causal=skips, window=(UNLIMITED, UNLIMITED))
-        pairs = _by_query(seen, *sdpa.tile(problem), padded=False)
-        return [Pass("torch", pairs, score + value if operation == "softmax" else 3 * score + 2 * value)]
     pairs, again = _walked(problem, SAMPLE_BLOCK if operation == "sample" else 1)
     if operation != "backward":
         return [Pass("tiles", pairs, score + value * (operation == "softmax"))]
@@ -249,18 +243,17 @@ def _aoa_triton(problem: Problem, backward: bool) -> list[Pass]:
 AOA_PASSES = {"reference": _aoa_reference, "cpu": _aoa_cpu, "blocked": _aoa_blocked, "triton": _aoa_triton}
 
 
-def _by_query(problem: Problem, rows: int, keys: int, *, padded: bool = True, least: int = 0) -> int:
+def _by_query(problem: Problem, rows: int, keys: int, *, least: int = 0) -> int:
     """Pairs in the tiles that a kernel computes whose programs own `rows` queries each, over batch and heads.
 
-    Tiles of keys begin at multiples of their size. padded: the last tiles are computed as if they were whole.
+    Tiles of keys begin at multiples of their size; the last ones are computed as if they were whole.
     least: tiles that a program computes, even if it sees nothing.
     """
 
     def area(first: int) -> int:
         last = min(first + rows, problem.len_q)
         begin, end = _key_range(problem, first, last, keys)
-        covered = max(_covered(begin, end, keys), least * keys)
-        return rows * covered if padded else (last - first) * min(covered, problem.len_k)
+        return rows * max(_covered(begin, end, keys), least * keys)
 
     bends = steps.query_bends(problem)
     return problem.batch * problem.heads * steps.total(area, problem.len_q, rows, keys, bends)
