@@ -4,6 +4,7 @@ import gc
 import math
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -85,11 +86,16 @@ class Measurement:
             work, error, times = contender.count, self._errors.get(name), self._turns.times.get(name)
             if not (error or times):  # its turn did not come
                 continue
-            yield Result(
+            result = Result(
                 self.row, name, contender.role, ms=None if error else timing.summary(times),
                 useful_macs=work.useful_macs, issued_macs=work.issued_macs or None, bytes=work.bytes, exps=work.exps,
                 roof=roof(work, self.row, limits), memory=self._memory.get(name), error=error,
             )  # fmt: skip
+            share = result.share_of_roof or 0.0
+            if share > 1:
+                error = f"measured wrongly: {share:.0%} of what the device can do; measure again"
+                result = replace(result, ms=None, error=error)
+            yield result
 
     def _prepare(self, name: str, sets: list[tuple[Tensor, ...]]) -> list[timing.Call]:
         """The contender's calls on these inputs; checked when it is met first."""

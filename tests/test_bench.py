@@ -42,14 +42,14 @@ ROWS = [
     Row(kind="local", phase="training", mask="float", window=(20, 10), **SIZES),
     Row(kind="global", phase="training", dropout_p=0.3, **SIZES | {"kv_heads": 1}),
 ]
-ROOFS = mac.Roofs("a test", {"float32": 1e11}, 1e10, 1e9)
+ROOFS = mac.Roofs("a test", {"float32": 1e14}, 1e13, 1e13)  # no machine's
 TIMES = {"median": 2.0, "p20": 1.9, "p80": 2.2}
 
 
-def measured(row: Row, who: str = "naive,sdpa,mha") -> dict[str, Result]:
+def measured(row: Row, who: str = "naive,sdpa,mha", roofs: mac.Roofs = ROOFS) -> dict[str, Result]:
     measurement = measure.Measurement(row, "cpu", ["blocked"], who.split(","))
     measurement.round()
-    return {result.impl: result for result in measurement.results(ROOFS)}
+    return {result.impl: result for result in measurement.results(roofs)}
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +87,13 @@ def test_a_right_answer_is_timed(row):
         assert result.error is None, (result.impl, result.error)
         assert 0 < result.ms["p20"] <= result.ms["median"] <= result.ms["p80"]
         assert result.useful_macs > 0 and result.memory >= 0 and result.share_of_roof > 0
+
+
+def test_what_is_faster_than_the_device_was_measured_wrongly():
+    slow = mac.Roofs("a test", {"float32": 1.0}, 1.0, 1.0)
+    for result in measured(ROWS[0], roofs=slow).values():
+        assert result.ms is None and result.error.startswith("measured wrongly: ")
+        assert result.error.endswith("% of what the device can do; measure again")
 
 
 @pytest.mark.parametrize("kind", ["global", "hard"])

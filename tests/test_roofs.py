@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from attnkern import mac
+from attnkern.backends.choose import load
 from attnkern.mac import roofline
 
 
@@ -59,6 +60,37 @@ def test_what_cannot_be_believed_is_measured_again(damage, monkeypatch, cache_fo
     made.clear()
     mac.roofs("cpu")
     assert not made
+
+
+@pytest.mark.parametrize("age", [0, 40])
+def test_a_busy_machine_lowers_nothing(age, monkeypatch, cache_folder):
+    """Nor one that is not asked for a month; what is faster now counts."""
+    rates = {"copy": 5e9, "exp": 2e9, "float64": 1e10, "float32": 4e10, "bfloat16": None, "float16": 3e10}
+    monkeypatch.setattr(roofline, "_measured", lambda name, device: rates[name])
+    first = mac.roofs("cpu")
+    file = cache_folder / "roofs.json"
+    content = json.loads(file.read_text())
+    content[first.device]["when"] -= age * 24 * 3600
+    file.write_text(json.dumps(content))
+    rates |= {"copy": 1e9, "exp": 3e9, "float32": 1e10, "float64": 2e10, "bfloat16": 7e10}
+    second = mac.roofs("cpu", fresh=age == 0)
+    assert (second.bandwidth, second.exp) == (5e9, 3e9)
+    assert second.matmul == {"float64": 2e10, "float32": 4e10, "bfloat16": 7e10, "float16": 3e10}
+    assert mac.roofs("cpu") == second
+
+
+def test_products_of_registers_count(monkeypatch):
+    """Where the kernels for CPUs are built."""
+    backend = load("cpu")
+    if isinstance(backend, str):
+        pytest.skip(backend)
+    for unit in backend.UNITS:
+        assert backend.spin(unit, 200) > 200 * torch.get_num_threads()
+    monkeypatch.setattr(roofline, "_product_rate", lambda dtype, device: 1.0)
+    monkeypatch.setattr(backend, "spin", lambda unit, rounds: time.sleep(1e-4) or 10**7)
+    found = mac.roofs("cpu")
+    assert all(1e9 < rate < 1e11 for rate in found.matmul.values()) and found.exp > 1e9
+    assert torch.get_num_threads() == 1
 
 
 def test_floor():

@@ -22,6 +22,7 @@ TILE_ROWS = 64  # queries of a tile, at most
 WIDEST = 1 << 16  # heads
 FEW = 4  # queries of a tile whose forward pass leaves no lane empty
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+UNITS = ("float32", "bfloat16", "float16", "float64", "exp")  # as csrc/cpu/call.h numbers them
 SELECTORS = ("softmax", "sample", "argmax", "linear", "relu", "exp")  # as csrc/cpu/call.h numbers them
 
 
@@ -67,6 +68,11 @@ def use(instruction_set: str) -> None:
     there = usable()
     no_better = INSTRUCTION_SETS[INSTRUCTION_SETS.index(instruction_set) :]
     _cpu.choose(next((name for name in no_better if name in there), there[-1]))
+
+
+def spin(unit: str, rounds: int) -> int:
+    """Multiply-accumulates of a dtype, or exponentials ("exp"), of numbers in registers; returns how many were made."""
+    return _cpu.spin(UNITS.index(unit), rounds, torch.get_num_threads())
 
 
 def tile_rows(problem: Problem) -> int:

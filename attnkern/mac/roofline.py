@@ -1,7 +1,11 @@
-"""What a device can do at best, measured on it: products of matrices, copies, exponentials."""
+"""What a device can do at best, measured on it: multiply-accumulates, copies, exponentials.
+
+A busy machine measures too little, never too much: the highest that was ever measured counts.
+"""
 
 import dataclasses
 import functools
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from attnkern import cache
+from attnkern.backends.choose import load
 from attnkern.mac.counting import Count
 
 FILE = "roofs.json"
@@ -19,6 +24,8 @@ DTYPES = {"cpu": ("float64", "float32", "bfloat16", "float16"), "cuda": ("float6
 SIDES = (256, 512, 1024, 2048, 4096, 8192)  # of matrices, until one product takes long enough
 LONG_ENOUGH = 0.05  # seconds
 BUDGET = {"cpu": 0.5, "cuda": 0.3}  # seconds for one roof
+ALLOCATIONS = 3  # where pages lie decides how fast a copy is
+SPINS = 1 << 15  # rounds of a loop on registers: a call of a millisecond
 COPIED = {"cpu": 1 << 28, "cuda": 1 << 30}  # bytes read, and as many written: more than a cache holds
 EXPONENTS = {"cpu": 1 << 16, "cuda": 1 << 25}  # at once; on a CPU few enough to stay in the cache
 
@@ -36,7 +43,8 @@ class Roofs:
 
     Attributes:
         device: its name and what else the measurement depends on.
-        matmul: multiply-accumulates per second of a large product, by name of dtype; 1 MAC is 2 FLOPs.
+        matmul: multiply-accumulates per second, of a large product or (on a CPU) of numbers in registers, by name of
+            dtype; 1 MAC is 2 FLOPs.
         bandwidth: bytes per second of a copy, read and written together.
         exp: exponentials per second, in float32.
     """
@@ -72,6 +80,8 @@ def roofs(
 ) -> Roofs:
     """The device's roofs, measured in a few seconds and then read from a file for 30 days.
 
+    Never below what was measured there before.
+
     Args:
         device: "cpu" or "cuda", with or without an index; by default the GPU, where there is one.
         fresh: measure again.
@@ -82,26 +92,34 @@ def roofs(
     """
     device = _checked(device)
     place = _described(device)
-    if not fresh and (known := _known(place)) is not None:
+    known, young = _known(place)
+    if known is not None and young and not fresh:
         return known
     names = ["copy", "exp", *DTYPES[device.type]]
     found = {name: _measured(name, device) for name in progress(names)}
     bandwidth, exp = found.pop("copy"), found.pop("exp")
     result = Roofs(place, {name: rate for name, rate in found.items() if rate is not None}, bandwidth, exp)
+    result = result if known is None else _highest(known, result)
     cache.add(FILE, place, {"when": time.time(), **dataclasses.asdict(result)})
     return result
 
 
-def _known(place: str) -> Roofs | None:
-    """From the file, unless it is not there, too old, or not what this function wrote."""
+def _highest(one: Roofs, other: Roofs) -> Roofs:
+    dtypes = one.matmul | other.matmul
+    matmul = {name: max(roofs.matmul.get(name, 0.0) for roofs in (one, other)) for name in dtypes}
+    return Roofs(one.device, matmul, max(one.bandwidth, other.bandwidth), max(one.exp, other.exp))
+
+
+def _known(place: str) -> tuple[Roofs | None, bool]:
+    """From the file, unless it is not there or not what `roofs` wrote; and whether it is young enough."""
     try:
         entry = dict(cache.read(FILE)[place])
         young = 0 <= time.time() - entry.pop("when") < DAYS * 24 * 3600
         found = Roofs(**entry)
         rates = (*found.matmul.values(), found.bandwidth, found.exp)
-        return found if young and found.matmul and all(rate > 0 for rate in rates) else None
+        return (found, young) if found.matmul and all(0 < rate < math.inf for rate in rates) else (None, False)
     except (KeyError, TypeError, ValueError, AttributeError):
-        return None
+        return None, False
 
 
 def _checked(device: torch.device | str | None) -> torch.device:
@@ -135,15 +153,39 @@ def cpu_name() -> str:
 def _measured(name: str, device: torch.device) -> float | None:
     """Units per second; None for a dtype that the device does not multiply."""
     if name == "copy":
-        source = torch.ones(COPIED[device.type] // 4, device=device)
-        target = torch.empty_like(source)
-        return 2 * COPIED[device.type] / _best(lambda: target.copy_(source), device)
+        return _copy_rate(device)
     if name == "exp":
         return _exp_rate(device)
     try:
-        return _product_rate(getattr(torch, name), device)
+        product = _product_rate(getattr(torch, name), device)
     except RuntimeError:
         return None
+    return max(product, _spin_rate(name, device))
+
+
+def _copy_rate(device: torch.device) -> float:
+    size, threads, best = COPIED[device.type], torch.get_num_threads(), math.inf
+    counts = {1, threads} if device.type == "cpu" else {threads}
+    try:
+        for _ in range(ALLOCATIONS):
+            source = torch.ones(size // 4, device=device)
+            target = torch.empty_like(source)
+            for count in counts:
+                torch.set_num_threads(count)
+                share = BUDGET[device.type] / ALLOCATIONS / len(counts)
+                best = min(best, _best(lambda: target.copy_(source), device, share))  # noqa: B023
+    finally:
+        torch.set_num_threads(threads)
+    return 2 * size / best
+
+
+def _spin_rate(unit: str, device: torch.device) -> float:
+    """Of a loop on registers alone; 0 where there is none."""
+    backend = load("cpu")
+    if device.type != "cpu" or isinstance(backend, str):
+        return 0.0
+    made = backend.spin(unit, SPINS)
+    return made / _best(lambda: backend.spin(unit, SPINS), device, 0.4 * BUDGET["cpu"])
 
 
 def _product_rate(dtype: torch.dtype, device: torch.device) -> float:
@@ -169,14 +211,14 @@ def _exp_rate(device: torch.device) -> float:
         return ROUNDS.value * numbers.numel() / seconds
     numbers = torch.rand(EXPONENTS["cpu"])
     result = torch.empty_like(numbers)
-    return numbers.numel() / _best(lambda: torch.exp2(numbers, out=result), device)
+    return max(numbers.numel() / _best(lambda: torch.exp2(numbers, out=result), device), _spin_rate("exp", device))
 
 
-def _best(function: Callable[[], object], device: torch.device) -> float:
+def _best(function: Callable[[], object], device: torch.device, budget: float | None = None) -> float:
     """Seconds of the fastest call: what slows others is no property of the device."""
     once = _seconds(function, device, 1)
     calls = max(1, round(0.01 / once))
-    best, end = float("inf"), time.perf_counter() + BUDGET[device.type]
+    best, end = float("inf"), time.perf_counter() + (budget or BUDGET[device.type])
     while time.perf_counter() < end or best == float("inf"):
         best = min(best, _seconds(function, device, calls))
     return best

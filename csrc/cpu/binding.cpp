@@ -116,6 +116,10 @@ PYBIND11_MODULE(ATTNKERN_MODULE, module) {
     module.def("chosen", [] { return chosen->name; });
     module.def("lanes", [] { return chosen->lanes; });
     module.def("choose", &choose);
+    module.def("spin", [](int unit, int64_t rounds, int threads) {
+        py::gil_scoped_release release;
+        return chosen->spin(static_cast<Unit>(unit), rounds, threads);
+    });
     py::class_<Call>(module, "Call", py::module_local(), py::dynamic_attr(),
                      "What a problem says: sizes, scale, softcap, causal, left, right, offset, selector, dropout's "
                      "threshold and scale, queries of a tile")

@@ -112,6 +112,9 @@ struct AoaBackward {
     Tensor grad_document, grad_question;  // results
 };
 
+// What a machine's best rate is measured of: multiply-accumulates of a dtype, or exponentials of float32.
+enum class Unit : int { float32, bfloat16, float16, float64, exp };
+
 // One instruction set's kernels.
 struct Kernels {
     const char* name;
@@ -123,4 +126,5 @@ struct Kernels {
     void (*mask_gradient)(const Call&, const Backward&);
     void (*aoa_forward)(const AoaCall&, const AoaForward&);
     void (*aoa_backward)(const AoaCall&, const AoaBackward&);
+    int64_t (*spin)(Unit, int64_t rounds, int threads);
 };

@@ -39,6 +39,9 @@ INLINE Floats rounded(Floats numbers) { return as_floats(bits_of(numbers) + 0x80
 #if defined(__AMX_BF16__)
 constexpr int SQUARE = 16;  // rows and columns that a register of the matrix unit holds
 
+// The compiler does not know that these instructions read memory.
+INLINE void written() { __asm__ volatile("" ::: "memory"); }
+
 // What the matrix unit's registers hold, for as long as a thread uses them.
 struct MatrixUnit {
     MatrixUnit() {
@@ -48,7 +51,9 @@ struct MatrixUnit {
             uint8_t rows[16] = {};
         } shapes;
         for (int i = 0; i < 8; ++i) shapes.bytes[i] = 4 * SQUARE, shapes.rows[i] = SQUARE;
-        _tile_loadconfig(&shapes);
+        const void* place = &shapes;
+        __asm__ volatile("" ::"r"(place) : "memory");
+        _tile_loadconfig(place);
     }
     ~MatrixUnit() { _tile_release(); }
     MatrixUnit(const MatrixUnit&) = delete;
@@ -58,6 +63,7 @@ struct MatrixUnit {
 template <int M, int N, class Finish>
 INLINE void square_product(Strided a, Rows b, Rows c, int64_t depth, int column, const Finish& finish) {
     alignas(ALIGNMENT) float sums[M][N][SQUARE * SQUARE];
+    written();
     _tile_zero(0);
     if constexpr (N > 1) _tile_zero(1);
     if constexpr (M > 1) _tile_zero(2);
@@ -81,6 +87,7 @@ INLINE void square_product(Strided a, Rows b, Rows c, int64_t depth, int column,
     if constexpr (N > 1) _tile_stored(1, sums[0][N - 1], 4 * SQUARE);
     if constexpr (M > 1) _tile_stored(2, sums[M - 1][0], 4 * SQUARE);
     if constexpr (M > 1 && N > 1) _tile_stored(3, sums[M - 1][N - 1], 4 * SQUARE);
+    written();
     for (int m = 0; m < M; ++m)
         for (int i = 0; i < SQUARE; ++i)
             for (int n = 0; n < N; ++n) {
