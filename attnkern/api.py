@@ -195,7 +195,7 @@ def hard_attention(
         result = sample_attention(*call.tensors(seed), *call.options, draws, deterministic, straight_through, backend)
     output, index, score, lse, entropy = result
     if num_samples is None:
-        output, index, score = output[0], index[0], score[0]
+        output, index, score = output.squeeze(0), index.squeeze(0), score.squeeze(0)
     elif draws != num_samples:
         output, index, score = (t.expand(num_samples, *t.shape[1:]) for t in (output, index, score))
     return HardAttention(call.layout.output(output), *map(call.layout.rows, (index, score, lse, entropy)))

@@ -143,7 +143,27 @@ def backward(
     return gradients
 
 
-sparse_backward = sparse.backward
+def sparse_backward(
+    problem: Problem,
+    inputs: Inputs,
+    index: Tensor,
+    score: Tensor,
+    grad_score: Tensor | None,
+    grad_output: Tensor | None,
+    needs_mask: bool,
+) -> Gradients:
+    """As `sparse.backward` says."""
+    scores, values = grad_score is not None, grad_output is not None
+    gradients = Gradients(
+        torch.empty_like(inputs.query) if scores else None,
+        torch.empty_like(inputs.key) if scores else None,
+        torch.empty_like(inputs.value) if values else None,
+        sparse.mask_gradient(inputs, index, score, grad_score) if needs_mask and scores else None,
+    )
+    first, step = (grad_output[0], grad_output.stride(0)) if values else (None, 0)
+    rows = index.contiguous(), score.contiguous(), grad_score.contiguous() if scores else None
+    _cpu.sparse_backward(_call(problem, inputs), problem.num_samples, *rows, first, step, *gradients[:3])
+    return gradients
 
 
 def _new_rows(query: Tensor, *draws: int, dtype: torch.dtype = torch.float32) -> Tensor:

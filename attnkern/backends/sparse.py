@@ -42,14 +42,12 @@ def backward(
     draws = _Draws(inputs, _among_all(inputs, index))
     grad_query = grad_key = grad_value = grad_mask = None
     if grad_score is not None:
-        # an infinite score is a constant
-        constant = (index < 0) | (score >= torch.finfo(score.dtype).max)
-        weight = torch.where(constant, 0.0, grad_score)
+        weight = _without_constants(grad_score, index, score)
         if needs_mask:
-            grad_mask = _scatter_mask(inputs, index, weight)
+            grad_mask = mask_gradient(inputs, index, score, grad_score)
         if problem.softcap:
             capped = score - _at_draws(inputs, index)
-            weight = torch.where(constant, 0.0, weight * (1 - (capped / problem.softcap) ** 2))
+            weight = _without_constants(weight * (1 - (capped / problem.softcap) ** 2), index, score)
         weight = (weight * problem.scale).to(problem.compute_dtype)
         grad_query = draws.sum_per_query(inputs.key, weight)
         grad_key = draws.sum_per_key(inputs.query, weight)
@@ -120,10 +118,16 @@ def _at_draws(inputs: Inputs, index: Tensor) -> Tensor | float:
     return torch.where(index >= 0, mask[_mask_places(inputs, index)], 0.0)
 
 
-def _scatter_mask(inputs: Inputs, index: Tensor, weight: Tensor) -> Tensor:
-    mask = inputs.attn_mask
-    grad = torch.zeros(mask.shape, dtype=weight.dtype, device=mask.device)
+def mask_gradient(inputs: Inputs, index: Tensor, score: Tensor, grad_score: Tensor) -> Tensor:
+    """Of a float mask, through the scores at the draws."""
+    grad = torch.zeros(inputs.attn_mask.shape, dtype=score.dtype, device=score.device)
+    weight = _without_constants(grad_score, index, score)
     return grad.index_put_(_mask_places(inputs, index), weight, accumulate=True)
+
+
+def _without_constants(weight: Tensor, index: Tensor, score: Tensor) -> Tensor:
+    """0 where an infinite score is one, and where nothing was drawn."""
+    return torch.where((index < 0) | (score >= torch.finfo(score.dtype).max), 0.0, weight)
 
 
 def _mask_places(inputs: Inputs, index: Tensor) -> tuple[Tensor, ...]:

@@ -118,28 +118,34 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
         if torch._C._are_functorch_transforms_active():
             _check_no_tangents(args)
             return transformable.apply(*args)
-        if _nobody_listens(args):
-            _check_no_tangents(args)
-            return recorded_directly(*args) if records(args) else implementation(*args)
-        return operation(*args)
+        if _somebody_listens():
+            return operation(*args)
+        requires_grad = False
+        for place in tensors:
+            if (tensor := args[place]) is not None:
+                if type(tensor) not in _ORDINARY:
+                    return operation(*args)
+                requires_grad |= tensor.requires_grad
+        _check_no_tangents(args)
+        return (recorded_directly if requires_grad and torch.is_grad_enabled() else implementation)(*args)
 
     return call
 
 
-def _nobody_listens(args: tuple) -> bool:
-    """Whether torch's dispatcher has nothing to do for a call but to call: it takes as long as a small kernel.
+_ORDINARY = {Tensor, torch.nn.Parameter}  # subclasses may have a meaning of their own
 
-    No mode, profiler or tracer is on, and every tensor is a plain one.
+
+def _somebody_listens() -> bool:
+    """Whether torch's dispatcher has more to do than to call: for that alone it takes as long as a small kernel.
+
+    A mode, profiler or tracer is on.
     """
     return (
-        torch._C._len_torch_dispatch_stack() == torch._C._len_torch_function_stack() == 0
-        and not torch._C._autograd._profiler_enabled()
-        and torch._C._get_tracing_state() is None
-        and _ORDINARY.issuperset(map(type, args))
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._autograd._profiler_enabled()
+        or torch._C._get_tracing_state() is not None
     )
-
-
-_ORDINARY = {Tensor, torch.nn.Parameter, int, float, bool, str, type(None)}
 
 
 def _check_no_tangents(args: tuple) -> None:

@@ -174,6 +174,13 @@ PYBIND11_MODULE(ATTNKERN_MODULE, module) {
         run(chosen->backward, call, given);
         if (grad_mask.kind) run(chosen->mask_gradient, call, given);
     });
+    module.def("sparse_backward", [](const Call& call, int64_t count, Address index, Address score, Address grad_score,
+                                     const Tensor& grad_output, int64_t grad_output_stride, const Tensor& grad_query,
+                                     const Tensor& grad_key, const Tensor& grad_value) {
+        run(chosen->sparse_backward, call,
+            SparseGiven{count, index, score, grad_score, grad_output, grad_output_stride, grad_query, grad_key,
+                        grad_value});
+    });
     py::class_<AoaCall>(module, "AoaCall", py::module_local())
         .def(py::init([](const std::array<int64_t, 4>& sizes, const Tensor& document, const Tensor& question,
                          Address document_mask, Address question_mask, Address kept, int threads) {

@@ -91,6 +91,16 @@ struct Backward {
     float *grad_center, *grad_sigma;          // results, or null
 };
 
+// Of samples: what reaches the scores at the draws, or the values gathered there; what is absent is null.
+struct SparseGiven {
+    int64_t count;                            // of draws
+    const int64_t* index;                     // (count, batch, heads, len_q), -1: none
+    const float *score, *grad_score;          // likewise
+    Tensor grad_output;                       // (batch, heads, len_q, value_dim) of the first one
+    int64_t grad_output_stride;               // numbers from one to the next
+    Tensor grad_query, grad_key, grad_value;  // results: with grad_score the first two, with grad_output the last
+};
+
 // Attention-over-Attention of documents (batch, len_d, features) and questions (batch, len_q, features), as tensors of one
 // head. Masks are true where there is a word, or null.
 struct AoaCall {
@@ -124,6 +134,7 @@ struct Kernels {
     void (*weights)(const Call&, const Weights&);
     void (*backward)(const Call&, const Backward&);
     void (*mask_gradient)(const Call&, const Backward&);
+    void (*sparse_backward)(const Call&, const SparseGiven&);
     void (*aoa_forward)(const AoaCall&, const AoaForward&);
     void (*aoa_backward)(const AoaCall&, const AoaBackward&);
     int64_t (*spin)(Unit, int64_t rounds, int threads);

@@ -4,6 +4,7 @@
 #include "kernels/forward.h"
 #include "kernels/mask_gradient.h"
 #include "kernels/sample.h"
+#include "kernels/sparse_backward.h"
 #include "kernels/spin.h"
 #include "kernels/weights.h"
 
@@ -13,7 +14,7 @@ namespace ISA {
 #define NAME_OF(name) TEXT_OF(name)
 
 extern const Kernels kernels;
-const Kernels kernels = {NAME_OF(ISA), LANES,          &forward,     &sample,       &weights,
-                         &backward,    &mask_gradient, &aoa_forward, &aoa_backward, &spin};
+const Kernels kernels = {NAME_OF(ISA),     LANES,        &forward,      &sample, &weights, &backward, &mask_gradient,
+                         &sparse_backward, &aoa_forward, &aoa_backward, &spin};
 
 }  // namespace ISA
