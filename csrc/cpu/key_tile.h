@@ -1,4 +1,5 @@
-// The keys, or values, of one tile as a float32 matrix: where they lie if they are float32, else copied.
+// The keys, or values, of one tile as a float32 matrix: where they lie if they are float32 one after another, else copied.
+// Rows that lie apart, as those of a head among others, are on a page each: a copy is read faster.
 #pragma once
 #include "product.h"
 #include "work.h"
@@ -22,7 +23,7 @@ class KeyTiles {
     Strided fetch(const Sequence& sequence, int64_t kv_head, int64_t begin, int64_t end, const bool* seen,
                   int slot = 0) const {
         const char* from = tensor.at(sequence.stored, kv_head, sequence.first_key + begin);
-        if (tensor.number == Number::float32 && !seen)
+        if (tensor.number == Number::float32 && !seen && tensor.strides[2] == columns && tensor.strides[3] == 1)
             return {reinterpret_cast<const float*>(from), tensor.strides[2], tensor.strides[3]};
         return copied(from, end - begin, seen, slot);
     }
@@ -43,10 +44,17 @@ class KeyTiles {
 
     Strided copied(const char* from, int64_t count, const bool* seen, int slot) const {
         float* copy = copies + slot * TILE_KEYS * padded;
-        for (int64_t j = 0; j < count; ++j, from += tensor.strides[2] * bytes(tensor.number)) {
+        const int64_t step = tensor.strides[2] * bytes(tensor.number);
+        const bool whole = tensor.number == Number::float32 && tensor.strides[3] == 1 && padded == columns;
+        for (int64_t j = 0; j < count; ++j, from += step) {
+            float* to = copy + j * padded;
             const int64_t filled = seen && !seen[j] ? 0 : columns;
-            if (filled) widen(copy + j * padded, from, tensor.strides[3], columns, tensor.number);
-            std::memset(copy + j * padded + filled, 0, (padded - filled) * sizeof(float));
+            if (filled && whole) {
+                for (int c = 0; c < padded; c += LANES) store(to + c, load(reinterpret_cast<const float*>(from) + c));
+                continue;
+            }
+            if (filled) widen(to, from, tensor.strides[3], columns, tensor.number);
+            std::memset(to + filled, 0, (padded - filled) * sizeof(float));
         }
         return {copy, padded, 1};
     }

@@ -8,7 +8,7 @@ namespace ISA {
 // A tile of keys: their weights after dropout, and dS, as (key, lane).
 struct ScoreGradient {
     KeyRange range;
-    Strided key;
+    Strided key;  // (feature, key), or in pairs of keys
     float *weights, *gradient;
     float *slope, *logarithms;  // of the soft cap, and of the weights; or null
 };
@@ -16,16 +16,20 @@ struct ScoreGradient {
 class TileGradient {
   public:
     TileRows query, grad_output;
+    const bool paired;
 
     static size_t size(const Call& call) {
         return 2 * TileRows::size(call.head_dim) + 2 * TileRows::size(call.value_dim) +
-               KeyTiles::size(call.head_dim, SHORT) + KeyTiles::size(call.value_dim) + 2 * MaskTile::SIZE +
-               4 * SHORT * SIZE * sizeof(float);
+               KeyTiles::size(call.head_dim, SHORT) + KeyTiles::size(call.value_dim) +
+               KeyPairs::size(call.head_dim, SHORT) + KeyPairs::size(call.value_dim) + RowPairs::size(call.head_dim) +
+               RowPairs::size(call.value_dim) + 2 * MaskTile::SIZE + 4 * SHORT * SIZE * sizeof(float);
     }
     TileGradient(Scratch& scratch, const Call& call, const Backward& given, const Sequence& sequence,
                  const RowTile& tile)
         : query(scratch, call.head_dim),
           grad_output(scratch, call.value_dim),
+          paired(in_pairs(call)),
+          unit(paired),
           call(call),
           given(given),
           sequence(sequence),
@@ -33,11 +37,16 @@ class TileGradient {
           output(scratch, call.value_dim),
           keys(scratch, call.key, call.head_dim, SHORT),
           values(scratch, call.value, call.value_dim),
+          key_pairs(scratch, call.key, call.head_dim, SHORT),
+          value_pairs(scratch, call.value, call.value_dim),
+          query_pairs(scratch, call.head_dim),
+          output_pairs(scratch, call.value_dim),
           mask(scratch, call.mask),
           grad_weights(scratch, given.grad_weights),
           gaussians(call, sequence, tile),
           factors(call, tile, gaussians),
-          scores{call, sequence, tile, query, keys, mask, gaussians} {
+          pairs{key_pairs, {}},
+          scores{call, sequence, tile, query, keys, mask, gaussians, paired ? &pairs : nullptr} {
         for (ScoreGradient& block : blocks)
             block = {{},
                      {},
@@ -48,7 +57,14 @@ class TileGradient {
         query.fetch(tile, sequence, call.query, call.head_dim);
         if (given.grad_output) grad_output.fetch(tile, sequence, given.grad_output, call.value_dim);
         if (call.softmax()) fetch_rows();
+        if (!paired) return;
+        pairs.queries = query_pairs.lanes(query, tile.width);
+        if (given.grad_output) grad_outputs = output_pairs.lanes(grad_output, tile.width);
     }
+
+    // Queries and what reaches their outputs, as (pair of lanes, feature).
+    Rows paired_queries() const { return query_pairs.rows(query, tile.width); }
+    Rows paired_grad_outputs() const { return output_pairs.rows(grad_output, tile.width); }
 
     alignas(ALIGNMENT) float grad_center[TILE_ROWS] = {}, grad_sigma[TILE_ROWS] = {};  // times sigma
 
@@ -64,6 +80,7 @@ class TileGradient {
     }
 
   private:
+    const MatrixUnit unit;
     static constexpr int SHORT = 4;  // tiles of keys that are kept, all of a row
     static constexpr int64_t SIZE = TILE_KEYS * TILE_ROWS;
     const Call& call;
@@ -72,9 +89,13 @@ class TileGradient {
     const RowTile& tile;
     TileRows output;
     KeyTiles keys, values;
+    KeyPairs key_pairs, value_pairs;
+    RowPairs query_pairs, output_pairs;
+    Rows grad_outputs = {};  // in pairs
     MaskTile mask, grad_weights;
     Gaussians gaussians;
     Factors factors;
+    ScorePairOperands pairs;
     TileScores scores;
     ScoreGradient blocks[SHORT];
     alignas(ALIGNMENT) float row[TILE_ROWS], entropy[TILE_ROWS];  // what is subtracted from every gradient of a row
@@ -83,7 +104,10 @@ class TileGradient {
     bool find(KeyRange range, int slot) {
         ScoreGradient& block = blocks[slot];
         block.range = range;
-        return scores.find(range, slot, block.weights, block.slope, block.key);
+        if (!scores.find(range, slot, block.weights, block.slope, block.key)) return false;
+        block.key =
+            paired ? key_pairs.turned(sequence, tile.kv_head, range, mask.seen(), slot) : block.key.transposed();
+        return true;
     }
 
     template <class Visit>
@@ -175,7 +199,10 @@ class TileGradient {
     void find_gradient(const ScoreGradient& block) {
         const int width = tile.width, count = block.range.count();
         const int64_t begin = block.range.begin, end = block.range.end;
-        if (given.grad_output) {
+        if (given.grad_output && paired) {
+            product_of_pairs(value_pairs.rows(sequence, tile.kv_head, block.range, mask.seen()), grad_outputs,
+                             {block.gradient, width}, count, width, KeyPairs::depth(call.value_dim), Scaled{1});
+        } else if (given.grad_output) {
             const Strided value = values.fetch(sequence, tile.kv_head, begin, end, mask.seen());
             product(value, {grad_output.lanes, width}, {block.gradient, width}, count, width, call.value_dim,
                     Scaled{1});

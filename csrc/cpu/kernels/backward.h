@@ -71,23 +71,38 @@ class BackwardPass {
 
     void add_tile(const Sequence& sequence, const RowTile& tile, KeySums& own) const {
         const int width = tile.width;
-        Scratch scratch(TileGradient::size(call));
+        Scratch scratch(TileGradient::size(call) + TileRows::size(call.head_dim) + ScorePairs::SIZE);
         TileRows grad_query(scratch, call.head_dim);
+        const ScorePairs pairs(scratch);
         TileGradient found(scratch, call, given, sequence, tile);
         std::memset(grad_query.lanes, 0, width * grad_query.padded * sizeof(float));
+        Rows queries = {found.query.rows, own.width}, grad_outputs = {found.grad_output.rows, own.value_width};
+        if (found.paired) {
+            queries = found.paired_queries();
+            if (given.grad_output) grad_outputs = found.paired_grad_outputs();
+        }
         found.each([&](const ScoreGradient& block) {
             const int count = block.range.count();
-            const Strided weights = {block.weights, width, 1}, gradient = {block.gradient, width, 1};
-            if (given.grad_output)
-                product(weights, {found.grad_output.rows, own.value_width},
-                        {own.value(block.range.begin), own.value_width}, count, own.value_width, tile.count, Added{});
+            const Rows to_values = {own.value(block.range.begin), own.value_width};
+            const Rows to_keys = {own.key(block.range.begin), own.width}, to_queries = {grad_query.lanes, width};
+            // rows of keys, times the tile's queries or what reaches their outputs
+            const auto add = [&](const float* scores, Rows rows, Rows to) {
+                const int columns = static_cast<int>(to.row);
+                if (found.paired)
+                    product_of_pairs(pairs.keys(scores, count, tile), rows, to, count, columns, width / 2, Added{});
+                else
+                    product({scores, width, 1}, rows, to, count, columns, tile.count, Added{});
+            };
+            if (given.grad_output) add(block.weights, grad_outputs, to_values);
             if (block.slope)
                 for (int at = 0; at < count * width; at += LANES)
                     store(block.gradient + at, load(block.gradient + at) * load(block.slope + at));
-            product(block.key.transposed(), {block.gradient, width}, {grad_query.lanes, width}, call.head_dim, width,
-                    count, Added{});
-            product(gradient, {found.query.rows, own.width}, {own.key(block.range.begin), own.width}, count, own.width,
-                    tile.count, Added{});
+            if (found.paired)
+                product_of_pairs(block.key, pairs.lanes(block.gradient, count, width), to_queries,
+                                 static_cast<int>(call.head_dim), width, (count + 1) / 2, Added{});
+            else
+                product(block.key, {block.gradient, width}, to_queries, call.head_dim, width, count, Added{});
+            add(block.gradient, queries, to_keys);
         });
         alignas(ALIGNMENT) float factors[TILE_ROWS];
         for (int i = 0; i < width; ++i) factors[i] = call.scale;

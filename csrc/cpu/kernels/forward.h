@@ -16,7 +16,8 @@ class ForwardTile {
   public:
     static size_t size(const Call& call) {
         return TileRows::size(call.head_dim) + TileRows::size(call.value_dim) + KeyTiles::size(call.head_dim) +
-               KeyTiles::size(call.value_dim) + PairTiles::size(call) + MaskTile::SIZE +
+               KeyTiles::size(call.value_dim) + KeyPairs::size(call.head_dim) + KeyPairs::size(call.value_dim) +
+               RowPairs::size(call.head_dim) + ScorePairs::SIZE + MaskTile::SIZE +
                TILE_KEYS * TILE_ROWS * sizeof(float);
     }
     ForwardTile(Scratch& scratch, const Call& call, const Sequence& sequence, const RowTile& tile)
@@ -27,7 +28,10 @@ class ForwardTile {
           output(scratch, call.value_dim),
           keys(scratch, call.key, call.head_dim),
           values(scratch, call.value, call.value_dim),
-          pairs(scratch, call),
+          key_pairs(scratch, call.key, call.head_dim),
+          value_pairs(scratch, call.value, call.value_dim),
+          query_pairs(scratch, call.head_dim),
+          weight_pairs(scratch),
           mask(scratch, call.mask),
           gaussians(call, sequence, tile),
           factors(call, tile, gaussians),
@@ -37,9 +41,9 @@ class ForwardTile {
 
     void meet(KeyRanges ranges) {
         query.fetch(tile, sequence, call.query, call.head_dim);
-        const MatrixUnit unit;
+        const MatrixUnit unit(in_pairs(call));
         const bool few = tile.count <= FEW;
-        if (PairTiles::serve(call)) pairs.fetch_query(query, tile.width);
+        if (in_pairs(call)) queries = query_pairs.lanes(query, tile.width);
         if (few) std::memset(output.rows, 0, tile.width * output.padded * sizeof(float));
         for (const KeyRange range : ranges) {
             if (!mask.fetch(tile, range.begin, range.end)) continue;
@@ -97,7 +101,10 @@ class ForwardTile {
     const RowTile& tile;
     TileRows query, output;
     KeyTiles keys, values;
-    PairTiles pairs;
+    KeyPairs key_pairs, value_pairs;
+    RowPairs query_pairs;
+    ScorePairs weight_pairs;
+    Rows queries = {};  // in pairs
     MaskTile mask;
     Gaussians gaussians;
     Factors factors;
@@ -105,12 +112,14 @@ class ForwardTile {
     OnlineSoftmax online;
 
     void multiply_keys(KeyRange range) {
-        if (PairTiles::serve(call))
-            return pairs.find_scores(sequence, tile.kv_head, range, mask.seen(), scores, tile.width,
-                                     Scaled{call.scale});
+        const Rows to = {scores, tile.width};
+        if (in_pairs(call)) {
+            const Strided key = key_pairs.rows(sequence, tile.kv_head, range, mask.seen());
+            return product_of_pairs(key, queries, to, range.count(), tile.width, KeyPairs::depth(call.head_dim),
+                                    Scaled{call.scale});
+        }
         const Strided key = keys.fetch(sequence, tile.kv_head, range.begin, range.end, mask.seen());
-        product(key, {query.lanes, tile.width}, {scores, tile.width}, range.count(), tile.width, call.head_dim,
-                Scaled{call.scale});
+        product(key, {query.lanes, tile.width}, to, range.count(), tile.width, call.head_dim, Scaled{call.scale});
     }
     void add_values(KeyRange range) {
         if (call.softmax())
@@ -120,12 +129,15 @@ class ForwardTile {
     }
     template <class Finish>
     void add_values(KeyRange range, const Finish& finish) {
-        if (PairTiles::serve(call))
-            return pairs.add_values(sequence, tile.kv_head, range, mask.seen(), scores, output.lanes, tile.width,
-                                    finish);
+        const Rows to = {output.lanes, tile.width};
+        if (in_pairs(call)) {
+            const Strided value = value_pairs.turned(sequence, tile.kv_head, range, mask.seen());
+            const Rows weights = weight_pairs.lanes(scores, range.count(), tile.width);
+            return product_of_pairs(value, weights, to, static_cast<int>(call.value_dim), tile.width,
+                                    (range.count() + 1) / 2, finish);
+        }
         const Strided value = values.fetch(sequence, tile.kv_head, range.begin, range.end, mask.seen()).transposed();
-        product(value, {scores, tile.width}, {output.lanes, tile.width}, call.value_dim, tile.width, range.count(),
-                finish);
+        product(value, {scores, tile.width}, to, call.value_dim, tile.width, range.count(), finish);
     }
 
     // So few queries leave most lanes empty: vectors go along the features, and keys and values are read once, in order.

@@ -25,7 +25,7 @@ INLINE int64_t spin_vectors(int64_t rounds, Vector start, Step step) {
 
 inline int64_t spin_pairs(int64_t rounds) {
 #if defined(__AMX_BF16__)
-    const MatrixUnit unit;
+    const MatrixUnit unit(true);
     alignas(ALIGNMENT) uint16_t ones[SQUARE * 2 * SQUARE];
     for (uint16_t& one : ones) one = 0x3f80;
     __asm__ volatile("" ::"r"(ones) : "memory");
