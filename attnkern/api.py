@@ -180,6 +180,8 @@ def hard_attention(
         Packing(cu_seq_q, cu_seq_k, max_q, max_k),
     )  # fmt: skip
     num_samples = checks.check_samples(num_samples)
+    checks.check_bool("deterministic", deterministic)
+    checks.check_bool("straight_through", straight_through)
     if call.layout.nested is not None and num_samples is not None:
         raise ValueError(f"num_samples must be None for nested tensors, got {num_samples}")
     draws = 1 if deterministic or num_samples is None else num_samples

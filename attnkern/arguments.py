@@ -82,7 +82,7 @@ def checked(
             kind = _kind_of_call(query, key, value, others)
             if (found := _found_right.get(kind)) is not None:
                 return Call(query, key, value, None, None, *found)
-        except TypeError:  # what has no hash: a list as the window, symbols for sizes
+        except (TypeError, RuntimeError):  # what has no hash: a list as the window, symbols for sizes; or no shape
             kind = None
     call = _checked(query, key, value, attn_mask, *others[:-1], packing, dropout_p)
     if kind is not None and query.dim() == 4 and _HASHED_BY_VALUE.issuperset(kind[-1]):
@@ -100,7 +100,7 @@ _HASHED_BY_VALUE = {bool, int, float, str, tuple, type(None)}
 def _is_plain(*tensors) -> bool:
     """Whether nothing changes what the checks see."""
     return (
-        all([type(tensor) is Tensor for tensor in tensors])
+        all([type(tensor) is Tensor and tensor.layout == torch.strided for tensor in tensors])
         and not torch.compiler.is_compiling()
         and not torch._C._is_any_autocast_enabled()
     )
@@ -118,6 +118,7 @@ def _kind_of_call(query: Tensor, key: Tensor, value: Tensor, others: tuple) -> t
 def _checked(
     query, key, value, attn_mask, is_causal, scale, enable_gqa, query_offset, softcap, window, packing, dropout_p
 ) -> Call:
+    checks.check_bool("is_causal", is_causal)
     query, key, value, plain_mask = autocast(query, key, value, None if _is_causal_bias(attn_mask) else attn_mask)
     packed = checks.is_packed(packing)
     checks.check_tensors(query, key, value, enable_gqa, packed)

@@ -35,6 +35,9 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool, p
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if not isinstance(tensor, Tensor):
             raise WrongType(f"{name} must be a Tensor, got {type(tensor).__name__}")
+        if tensor.is_nested and not _is_jagged(tensor):  # which has no shape to speak of
+            raise WrongValue(f"{name} must be nested where query is, jagged (B, H, *, E) and contiguous")
+        check_dense(name, tensor)
         if tensor.dim() != 3 if packed else tensor.dim() < 2:
             raise WrongValue(f"{name} must have {dims}, got {_shape(tensor)}")
         if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
@@ -47,7 +50,7 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool, p
             raise WrongValue(
                 f"{name} must have the batch size and dimensions of query, {_shape(query)}, got {_shape(tensor)}"
             )
-        if tensor.is_nested != query.is_nested or tensor.is_nested and not _is_jagged(tensor):
+        if tensor.is_nested != query.is_nested:
             raise WrongValue(f"{name} must be nested where query is, jagged (B, H, *, E) and contiguous")
     if key.shape[-1] != query.shape[-1]:
         raise WrongValue(f"key must have the features of query, {query.shape[-1]}, got {_shape(key)}")
@@ -138,8 +141,20 @@ def check_mask(attn_mask: Tensor | None, query: Tensor, key: Tensor, layout: Lay
     return mask.float() if half and mask.dtype != query.dtype else mask
 
 
+def check_bool(name: str, value: bool) -> None:
+    if not isinstance(value, (bool, torch.SymBool)):
+        raise WrongType(f"{name} must be a bool, got {value!r}")
+
+
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Neither sparse nor in some library's own layout."""
+    if tensor.layout not in (torch.strided, torch.jagged):
+        raise WrongType(f"{name} must be dense, got the layout {tensor.layout}")
+
+
 def check_plain(name: str, tensor: Tensor) -> None:
     """Not a tensor whose class gives its entries, or the lack of them, a meaning of its own."""
+    check_dense(name, tensor)
     if type(tensor) not in (Tensor, torch.nn.Parameter) and _handler(type(tensor)) not in _PLAIN:
         raise WrongType(
             f"{name} must be a plain Tensor, got {type(tensor).__name__}, whose own meaning would be lost: pass it as "
@@ -247,8 +262,9 @@ def check_gaussian(
     center: Tensor | None, sigma: float | Tensor | None, renormalize: bool, query: Tensor, layout: Layout
 ) -> tuple[Tensor | None, float | Tensor | None]:
     """`center` and a tensor `sigma` as `(B|1, H|1, Lq)`; sigma is positive."""
-    if center is None and sigma is None and not renormalize:
+    if center is None and sigma is None and renormalize is False:
         return None, None
+    check_bool("renormalize", renormalize)
     for name, tensor in (("center", center), ("sigma", sigma)):
         if not isinstance(tensor, Tensor):
             if name == "center" and tensor is not None:
@@ -304,6 +320,7 @@ def check_pair(document: Tensor, question: Tensor) -> None:
     for name, tensor in (("document", document), ("question", question)):
         if not isinstance(tensor, Tensor):
             raise WrongType(f"{name} must be a Tensor, got {type(tensor).__name__}")
+        check_dense(name, tensor)
         if tensor.dim() < 2:
             raise WrongValue(f"{name} must have dimensions (..., words, features), got {_shape(tensor)}")
         if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:

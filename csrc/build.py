@@ -21,7 +21,9 @@ NVCC_FLAGS = "-std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a -Xcompiler -f
 GXX_FLAGS = "-std=c++17 -O2 -fPIC -fvisibility=hidden -x c++"
 CPU_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno"
 ON_ARM = platform.machine() in ("aarch64", "arm64")
-INSTRUCTION_SETS = {"neon" if ON_ARM else "plain": ""}  # of csrc/cpu's kernels, each compiled on its own
+# Of csrc/cpu's kernels, each compiled on its own. The one that every machine can run is linked first: of an inline
+# function that none of them has for itself (the standard library's), that one's copy serves all.
+INSTRUCTION_SETS = {"neon" if ON_ARM else "plain": ""}
 if platform.machine() in ("x86_64", "AMD64"):
     GXX_FLAGS = f"-march=x86-64-v3 {GXX_FLAGS}"
     AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mprefer-vector-width=512"

@@ -20,8 +20,8 @@ def forward(
     row_lse = torch.empty_like(attention, dtype=torch.float32)
     column_lse = question.new_empty(question.shape[:2], dtype=torch.float32)
     beta = torch.empty_like(column_lse)
-    masks = _masks(document_mask, question_mask)
-    call = _call(document, question, *masks, kept)
+    others = *_contiguous(document_mask, question_mask), kept
+    call = _call(document, question, *others)
     _cpu.aoa_forward(call, attention, row_lse, column_lse, beta)
     return attention, row_lse, column_lse, beta
 
@@ -39,16 +39,17 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of document and question."""
     grad_document, grad_question = torch.empty_like(document), torch.empty_like(question)
-    masks = _masks(document_mask, question_mask)
-    call = _call(document, question, *masks, kept)
+    others = _contiguous(document_mask, question_mask, kept)
+    call = _call(document, question, *others)
     _cpu.aoa_backward(call, grad, column_lse.contiguous(), beta.contiguous(), grad_document, grad_question)
     return grad_document, grad_question
 
 
-def _masks(*masks: Tensor | None) -> list[Tensor | None]:
-    return [None if mask is None else mask.contiguous() for mask in masks]
+def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
 def _call(document: Tensor, question: Tensor, *others: Tensor | None) -> "_cpu.AoaCall":
+    """It knows addresses: its tensors must be kept until it is over."""
     sizes = (*document.shape[:2], question.shape[1], document.shape[2])
     return _cpu.AoaCall(sizes, document, question, *others, torch.get_num_threads())

@@ -136,7 +136,7 @@ def backward(
         torch.empty_like(inputs.query),
         torch.empty_like(inputs.key),
         None if grad_output is None else torch.empty_like(inputs.value),
-        torch.zeros(inputs.attn_mask.shape, dtype=torch.float32) if needs_mask else None,
+        torch.zeros_like(inputs.attn_mask, dtype=torch.float32) if needs_mask else None,
         *(torch.empty_like(lse) if problem.sigma else None for _ in range(2)),
     )
     _cpu.backward(_call(problem, inputs), lse, output, grad_output, grad_weights, row, entropy, *gradients)
@@ -184,10 +184,10 @@ def _call(problem: Problem, inputs: Inputs) -> "_cpu.Call":
         call.set_seed(seed.item())
     kept = []  # until the call is over
     if offsets is not None:
-        kept.append(offsets.long())
+        kept.append(offsets.long().contiguous())
         call.set_offsets(kept[-1])
     if cu_seq_q is not None:
-        kept += cu_seq_q.long(), cu_seq_k.long()
+        kept += cu_seq_q.long().contiguous(), cu_seq_k.long().contiguous()
         call.set_sequences(*kept[-2:], query.shape[2], key.shape[2])
     if center is not None:
         kept += center.contiguous(), None if sigma is None else sigma.contiguous()

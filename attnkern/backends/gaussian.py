@@ -26,11 +26,14 @@ class Gaussians(NamedTuple):
 
 
 def anchors_of(problem: Problem, center: Tensor) -> Tensor:
-    """The keys that the windows lie around, int32 `(B, H, Lq)`; of windows that see no key, the nearest such one."""
+    """The keys that the windows lie around, int32 `(B, H, Lq)`; of windows that see no key, the nearest such one.
+
+    Around a centre that is NaN none is seen, however wide the window is.
+    """
     left, right = problem.window
     lowest, highest = -1 - max(right, 0), problem.len_k + max(left, 0)
-    nowhere = highest if right == UNLIMITED else lowest
-    return center.double().floor().nan_to_num(nowhere).clamp(lowest, highest).int()
+    nowhere = highest + 1 if right == UNLIMITED else lowest
+    return center.double().floor().clamp(lowest, highest).nan_to_num(nowhere).int()
 
 
 def windows_around(problem: Problem, anchors: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,6 +44,8 @@ def windows_around(problem: Problem, anchors: Tensor) -> tuple[Tensor, Tensor]:
         first = (anchors - left).clamp_(0, problem.len_k)
     if right != UNLIMITED:
         stop = (anchors + right + 1).clamp_(0, problem.len_k)
+    if left == right == UNLIMITED:
+        stop.masked_fill_(anchors > problem.len_k, 0)  # of no centre
     return first, stop
 
 

@@ -121,6 +121,8 @@ def _at_draws(inputs: Inputs, index: Tensor) -> Tensor | float:
 def mask_gradient(inputs: Inputs, index: Tensor, score: Tensor, grad_score: Tensor) -> Tensor:
     """Of a float mask, through the scores at the draws."""
     grad = torch.zeros(inputs.attn_mask.shape, dtype=score.dtype, device=score.device)
+    if grad.numel() == 0:
+        return grad
     weight = _without_constants(grad_score, index, score)
     return grad.index_put_(_mask_places(inputs, index), weight, accumulate=True)
 

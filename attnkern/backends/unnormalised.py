@@ -29,6 +29,7 @@ class RowTerms:
     def score_gradient(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Weights, and dS: the gradient of the weights times the activation's derivative."""
         hidden = (tile.scores <= 0) if self.selector == "relu" else tile.scores == NEG_INF
+        hidden |= tile.scores >= torch.finfo(tile.scores.dtype).max  # an infinite score is a constant
         weights = _weights_(tile.scores, self.selector)
         gradient = torch.bmm(self.grad_output, tile.value().mT)
         if self.selector == "exp":

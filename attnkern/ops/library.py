@@ -123,7 +123,7 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
         requires_grad = False
         for place in tensors:
             if (tensor := args[place]) is not None:
-                if type(tensor) not in _ORDINARY:
+                if type(tensor) not in _ORDINARY or not _is_memory(torch._C._dispatch_keys(tensor).raw_repr()):
                     return operation(*args)
                 requires_grad |= tensor.requires_grad
         _check_no_tangents(args)
@@ -133,6 +133,16 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> Ca
 
 
 _ORDINARY = {Tensor, torch.nn.Parameter}  # subclasses may have a meaning of their own
+
+
+@functools.cache
+def _is_memory(dispatch_keys: int) -> bool:
+    """Whether a tensor's numbers are those in its memory: not negated, nor absent, nor a batch of others'."""
+    names = str(torch._C.DispatchKeySet.from_raw_repr(dispatch_keys)).removeprefix("DispatchKeySet(").rstrip(")")
+    return all(name.startswith(_MEMORY) for name in names.split(", "))
+
+
+_MEMORY = ("CPU", "CUDA", "ADInplaceOrView", "Autograd", "Autocast")
 
 
 def _somebody_listens() -> bool:

@@ -18,11 +18,11 @@ inline void activate(Selector selector, float* scores, int count, int width) {
     }
 }
 
-// Of the scores, from that of the weights, in its place.
+// Of the scores, from that of the weights, in its place. An infinite score is a constant.
 inline void activation_gradient(Selector selector, const float* scores, float* gradient, int count, int width) {
     for (int at = 0; at < count * width; at += LANES) {
         const Floats score = load(scores + at), one = load(gradient + at);
-        const Ints hidden = selector == Selector::relu ? score <= 0.0f : score == -INFINITY;
+        const Ints hidden = (selector == Selector::relu ? score <= 0.0f : score == -INFINITY) | (score == INFINITY);
         store(gradient + at, hidden ? Floats{} : selector == Selector::exp ? one * exp(score) : one);
     }
 }

@@ -51,7 +51,7 @@ struct Gaussians {
         const int64_t at = row_place(call, sequence, head, row);
         const float center = finite(call.centers.center[at]), sigma = call.centers.sigma[at];
         nearest[i] = mirror[i] = center;
-        per_sigma[i] = 1 / sigma < 1e30f ? 1 / sigma : 1e30f;
+        per_sigma[i] = 1 / sigma > 1e30f ? 1e30f : 1 / sigma;  // NaN stays
         if (place != INSIDE) return;
         nearest[i] = nearest_key(call, sequence, center, row);
         const float over = center - nearest[i];

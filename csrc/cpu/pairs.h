@@ -34,7 +34,7 @@ struct BFloat16Pair {
 INLINE Floats joined(Floats low, Floats high) {
     return as_floats((bits_of(low) >> 16 & 0xffff) | (bits_of(high) & ~0xffff));
 }
-INLINE Floats rounded(Floats numbers) { return as_floats(bits_of(numbers) + 0x8000); }
+INLINE Floats rounded(Floats numbers) { return numbers == numbers ? as_floats(bits_of(numbers) + 0x8000) : splat(NAN); }
 
 #if defined(__AMX_BF16__)
 constexpr int SQUARE = 16;  // rows and columns that a register of the matrix unit holds

@@ -5,7 +5,7 @@
 
 #include "call.h"
 
-// Where a tensor's numbers begin; null for None.
+// Where the numbers of a contiguous tensor begin; null for None.
 struct Address {
     void* data = nullptr;
 
@@ -21,7 +21,7 @@ namespace py = pybind11;
 
 // What is looked up once.
 struct Names {
-    PyObject *data_ptr, *stride, *shape, *dtype;
+    PyObject *data_ptr, *stride, *shape, *dtype, *is_contiguous;
     PyObject *bfloat16, *float16, *boolean;
 
     static const Names& get() {
@@ -33,6 +33,7 @@ struct Names {
     Names() {
         const auto name = [](const char* text) { return PyUnicode_InternFromString(text); };
         data_ptr = name("data_ptr"), stride = name("stride"), shape = name("shape"), dtype = name("dtype");
+        is_contiguous = name("is_contiguous");
         const py::module_ torch = py::module_::import("torch");
         const auto constant = [&](const char* text) { return torch.attr(text).cast<py::object>().release().ptr(); };
         bfloat16 = constant("bfloat16"), float16 = constant("float16"), boolean = constant("bool");
@@ -81,7 +82,10 @@ template <>
 struct type_caster<Address> {
     PYBIND11_TYPE_CASTER(Address, const_name("torch.Tensor | None"));
     bool load(handle source, bool) {
-        if (!source.is_none()) value.data = torch_tensors::address(source);
+        if (source.is_none()) return true;
+        const object whole = torch_tensors::call(source, torch_tensors::Names::get().is_contiguous);
+        if (whole.ptr() != Py_True) throw value_error("rows, offsets and sequences must be contiguous");
+        value.data = torch_tensors::address(source);
         return true;
     }
 };

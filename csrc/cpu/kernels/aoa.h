@@ -47,10 +47,10 @@ class Pair {
           call(call),
           b(b),
           width(round_up(asked.count, LANES)),
-          question(floats(width * padded)),
-          turned(room(width * padded)),
-          copy(floats(direct() ? 0 : TILE_ROWS * padded)),
-          by_word(floats(TILE_ROWS * width)),
+          question(floats(int64_t{width} * padded)),
+          turned(room(int64_t{width} * padded)),
+          copy(floats(direct() ? 0 : int64_t{TILE_ROWS} * padded)),
+          by_word(floats(int64_t{TILE_ROWS} * width)),
           space(room((stores() ? tiles() : 1) * TILE_ROWS * width)) {
         for (int64_t j = 0; j < asked.count; ++j)
             widen(question.get() + j * padded, call.question.at(b, 0, asked.place[j]), call.question.strides[3],
@@ -277,7 +277,7 @@ inline void aoa_backward_pair(const AoaCall& call, const AoaBackward& given, int
         means.get()[j] = static_cast<float>(gradients.total(j) / whole);
         weights.get()[j] = static_cast<float>(given.beta[b * call.len_q + pair.asked.place[j]] / whole);
     }
-    const Memory sums = floats(asked * padded), found = room(TILE_ROWS * padded);
+    const Memory sums = floats(asked * padded), found = room(int64_t{TILE_ROWS} * padded);
     const Memory changes = room(asked * TILE_ROWS);  // dM
     QuestionSoftmax rows(asked);
     const float share = 1.0f / static_cast<float>(pair.words.count);
