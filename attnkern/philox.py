@@ -1,6 +1,6 @@
 """The counter-based random numbers every backend shares (Philox4x32-10, Salmon et al. 2011).
 
-The layout below is the definition; `triton_kernels/random.py` and `csrc/core` mirror it.
+The layout below is the definition; `triton_kernels/random.py`, `csrc/core` and `csrc/cpu/philox.h` mirror it.
 
     key      the 64-bit seed, low word first
     counter  (row, batch * heads + head, stream, block)
