@@ -60,9 +60,9 @@ class Order {
     explicit Order(const Call& call) : call(call) {
         if (!call.centers.center) return;
         rows.reset(new int32_t[call.heads * call.total_rows * (call.cu_q ? 1 : call.batch) + 1]);
-        const std::unique_ptr<int64_t[]> begins(new int64_t[2 * call.len_k + 2]);
+        const std::unique_ptr<int64_t[]> begins(new int64_t[2 * call.len_k + 2]), places(new int64_t[call.len_q + 1]);
         for (int64_t b = 0; b < call.batch; ++b)
-            for (int64_t head = 0; head < call.heads; ++head) sort(Sequence(call, b), head, begins.get());
+            for (int64_t head = 0; head < call.heads; ++head) sort(Sequence(call, b), head, begins.get(), places.get());
     }
     int64_t row(const Sequence& sequence, int64_t head, int64_t number) const {
         return rows ? rows[row_place(call, sequence, head, number)] : number;
@@ -73,16 +73,16 @@ class Order {
     std::unique_ptr<int32_t[]> rows;
 
     // By the sum of a window's ends, counted.
-    void sort(const Sequence& sequence, int64_t head, int64_t* begins) const {
-        const auto place = [&](int64_t row) {
-            const Sight sight(call, sequence, head, row);
-            return sight.begin + sight.end;
-        };
+    void sort(const Sequence& sequence, int64_t head, int64_t* begins, int64_t* places) const {
         std::memset(begins, 0, (2 * sequence.len_k + 2) * sizeof(int64_t));
-        for (int64_t row = 0; row < sequence.len_q; ++row) ++begins[place(row) + 1];
+        for (int64_t row = 0; row < sequence.len_q; ++row) {
+            const Sight sight(call, sequence, head, row);
+            places[row] = sight.begin + sight.end;
+            ++begins[places[row] + 1];
+        }
         for (int64_t i = 0; i <= 2 * sequence.len_k; ++i) begins[i + 1] += begins[i];
         int32_t* found = rows.get() + row_place(call, sequence, head, 0);
-        for (int64_t row = 0; row < sequence.len_q; ++row) found[begins[place(row)]++] = static_cast<int32_t>(row);
+        for (int64_t row = 0; row < sequence.len_q; ++row) found[begins[places[row]]++] = static_cast<int32_t>(row);
     }
 };
 
