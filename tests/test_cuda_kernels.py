@@ -147,9 +147,9 @@ def check_softmax(case: Case, heads: tuple[int, int], dtype: torch.dtype, schedu
     check(kind, replace(case, dims=heads, weights=None), BACKEND, dtype, DEVICE, schedules)
 
 
-# In the emulator the widest take longest, and their dtypes differ no more than others'.
+# In the emulator one width in both: a kernel of float16 is one of bfloat16 but for its type.
 EACH_DTYPE = [
-    (heads, dtype) for heads in HEADS for dtype in (BF16, FP16) if dtype == BF16 or heads != HEADS[-1] or ON_GPU
+    (heads, dtype) for heads in HEADS for dtype in (BF16, FP16) if dtype == BF16 or heads == HEADS[0] or ON_GPU
 ]
 
 
