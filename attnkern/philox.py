@@ -59,14 +59,6 @@ def dropout_keep(seed: Tensor, rows: Tensor, batch_heads: Tensor, keys: tuple[in
     return (bits >> (32 - UNIFORM_BITS)) >= dropout_threshold(dropout_p)
 
 
-def dropout_keep_at(seed: Tensor, rows: Tensor, batch_heads: Tensor, keys: Tensor, dropout_p: float) -> Tensor:
-    """The same for rows, heads and keys that broadcast."""
-    stream = torch.full((), DROPOUT_STREAM, device=rows.device)
-    words = torch.stack(philox(seed, (rows, batch_heads, stream, keys // 4)), dim=-1)
-    bits = words.gather(-1, (keys % 4).expand(words.shape[:-1]).unsqueeze(-1)).squeeze(-1)
-    return (bits >> (32 - UNIFORM_BITS)) >= dropout_threshold(dropout_p)
-
-
 def dropout_threshold(dropout_p: float) -> int:
     """Weights whose top bits fall below this integer are dropped: one exact comparison everywhere."""
     return round(dropout_p * 2**UNIFORM_BITS)

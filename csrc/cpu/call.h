@@ -57,6 +57,7 @@ struct Call {
     int threads;
 
     bool softmax() const { return selector < Selector::linear; }  // or draws from it
+    int64_t group() const { return kv_heads ? heads / kv_heads : 1; }
 };
 
 struct ForwardResults {

@@ -90,8 +90,7 @@ class Order {
 struct Tiling {
     int64_t len_q, group, rows, per_head, heads_together, count;
 
-    Tiling(const Call& call, int64_t len_q, int most, bool heads_apart = false)
-        : len_q(len_q), group(call.kv_heads ? call.heads / call.kv_heads : 1) {
+    Tiling(const Call& call, int64_t len_q, int most, bool heads_apart = false) : len_q(len_q), group(call.group()) {
         rows = len_q < most ? len_q : most;
         per_head = rows ? (len_q + rows - 1) / rows : 0;
         heads_together = per_head == 1 && !heads_apart && !call.centers.center ? clamp(most / rows, 1, group) : 1;

@@ -41,9 +41,9 @@ class ForwardTile {
 
     void meet(KeyRanges ranges) {
         query.fetch(tile, sequence, call.query, call.head_dim);
-        const MatrixUnit unit(in_pairs(call));
-        const bool few = tile.count <= FEW;
-        if (in_pairs(call)) queries = query_pairs.lanes(query, tile.width);
+        const bool few = tile.count <= FEW, paired = in_pairs(call) && !few;
+        const MatrixUnit unit(paired);
+        if (paired) queries = query_pairs.lanes(query, tile.width);
         if (few) std::memset(output.rows, 0, tile.width * output.padded * sizeof(float));
         for (const KeyRange range : ranges) {
             if (!mask.fetch(tile, range.begin, range.end)) continue;

@@ -3,16 +3,13 @@
 #pragma once
 #include <memory>
 
-#include "../parallel.h"
-#include "../row_tile.h"
 #include "../work.h"
 
 namespace ISA {
 
 class SparseBackward {
   public:
-    SparseBackward(const Call& call, const SparseGiven& given)
-        : call(call), given(given), group(call.kv_heads ? call.heads / call.kv_heads : 1) {}
+    SparseBackward(const Call& call, const SparseGiven& given) : call(call), given(given), group(call.group()) {}
 
     void run() {
         constexpr int64_t ITEMS = 16, ROWS = 256;  // numbers that threads have no say in

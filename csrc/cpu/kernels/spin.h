@@ -1,5 +1,7 @@
 // What a machine can do at best, with numbers that stay in registers: multiply-accumulates, or exponentials.
 #pragma once
+#include <atomic>
+
 #include "../pairs.h"
 
 namespace ISA {
